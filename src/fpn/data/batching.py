@@ -1,0 +1,263 @@
+"""Split -> Samples -> Batches: the data set, the order of its images, and padding them to one size.
+
+Everything random follows from (seed, epoch, index), so a run repeats whatever the number of workers. The batch sampler
+hands out (epoch, index) pairs, which is how the epoch reaches workers that stay alive.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision import tv_tensors
+
+from fpn.data.dataset import Split
+from fpn.data.images import read_image
+from fpn.errors import DataError, ImageError, OptionError
+from fpn.structures import Batch, Sample, Targets
+
+Item = int | tuple[int, int]  # index, or (epoch, index)
+Transform = Callable[..., Any]  # (image, target) -> (image, target), see transforms.py
+TRIES = 20  # images in a row that may be unreadable before training gives up
+
+
+class DetectionDataset(Dataset):
+    """The samples of a split, ready for `collate`.
+
+    Ignored boxes (crowds, difficult objects) are left out of the samples. An image that cannot be read brings a
+    warning; in training the next readable image takes its place, otherwise the sample is None.
+    """
+
+    def __init__(self, split: Split, transform: Transform | None = None, training: bool = False, seed: int = 0) -> None:
+        self.split, self.transform, self.training, self.seed = split, transform, training, seed
+        self.epoch = 0
+        self._warned: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch for items that do not name theirs."""
+        self.epoch = epoch
+
+    def __getitem__(self, item: Item) -> Sample | None:
+        """Raises DataError when training meets `TRIES` unreadable images in a row."""
+        epoch, first = item if isinstance(item, tuple) else (self.epoch, item)
+        if not 0 <= first < len(self):
+            raise IndexError(first)
+        tries = min(TRIES, len(self)) if self.training else 1
+        for index in ((first + step) % len(self) for step in range(tries)):
+            try:
+                image = self._read(index)
+            except ImageError as error:
+                instead = "the next image takes its place" if self.training else "it is left out"
+                self._warn(index, f"{error}; {instead}")
+                continue
+            return self._sample(image, index, epoch)
+        if self.training:
+            raise DataError(
+                f"{self.split.path(first)} and the {tries - 1} images after it cannot be read; mend the files"
+            )
+        return None
+
+    def _read(self, index: int) -> UInt8[Tensor, "3 H W"]:
+        """The image in the orientation in which it was annotated: as displayed, unless only the stored size fits."""
+        path, annotated = self.split.path(index), tuple(self.split.sizes[index].tolist())
+        image = read_image(path)
+        if image.shape[1:] == annotated:
+            return image
+        if image.shape[:0:-1] == annotated:
+            stored = read_image(path, apply_exif=False)
+            if stored.shape[1:] == annotated:
+                return stored
+        height, width = image.shape[1:]
+        self._warn(
+            index,
+            f"{path}: is {width}x{height}, but annotated as {annotated[1]}x{annotated[0]} (width x height); "
+            "boxes are taken as pixels of the image as it is, correct the annotation",
+        )
+        return image
+
+    def _warn(self, index: int, text: str) -> None:
+        if index not in self._warned:
+            self._warned.add(index)
+            warnings.warn(text, stacklevel=3)
+
+    def _sample(self, image: UInt8[Tensor, "3 H W"], index: int, epoch: int) -> Sample:
+        rows = self.split.rows(index)
+        learnt = ~self.split.ignore[rows]
+        size = (image.shape[1], image.shape[2])
+        boxes = torch.from_numpy(self.split.boxes[rows][learnt]).float().reshape(-1, 4)
+        labels = torch.from_numpy(self.split.labels[rows][learnt])
+        if self.transform is not None:
+            target = {"boxes": _bounding_boxes(boxes, size), "labels": labels}
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(_seed(self.seed, epoch, index))
+                image, target = self.transform(tv_tensors.Image(image), target)
+            image, boxes, labels = image.as_subclass(Tensor), target["boxes"].as_subclass(Tensor), target["labels"]
+        height, width = image.shape[1:]
+        boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+        with_size = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        return Sample(image, boxes[with_size], labels[with_size], index, size)
+
+
+def _bounding_boxes(boxes: Float[Tensor, "N 4"], size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
+    form = tv_tensors.BoundingBoxFormat.XYXY
+    return tv_tensors.BoundingBoxes(boxes, format=form, canvas_size=size)  # pyright: ignore[reportCallIssue]
+
+
+def _seed(*numbers: int) -> int:
+    """One well-mixed seed from several numbers."""
+    return int(np.random.SeedSequence([number % 2**32 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def collate(samples: Sequence[Sample | None], multiple: int = 32) -> Batch | None:
+    """Pads images with zeros at the right and bottom to one size, a multiple of `multiple` pixels; None without images.
+
+    Targets have room for at least one box, so that no reduction over them is empty.
+    """
+    kept = [sample for sample in samples if sample is not None]
+    if not kept:
+        return None
+    sizes = torch.tensor([sample.image.shape[1:] for sample in kept])
+    height, width = (-(-side // multiple) * multiple for side in sizes.amax(dim=0).tolist())
+    most = max(1, *(len(sample.boxes) for sample in kept))
+    images = torch.zeros((len(kept), 3, height, width), dtype=torch.uint8)
+    boxes = torch.zeros((len(kept), most, 4))
+    labels = torch.zeros((len(kept), most), dtype=torch.int64)
+    valid = torch.zeros((len(kept), most), dtype=torch.bool)
+    for row, sample in enumerate(kept):
+        n = len(sample.boxes)
+        images[row, :, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
+        boxes[row, :n], labels[row, :n], valid[row, :n] = sample.boxes, sample.labels, True
+    original_sizes = torch.tensor([sample.original_size for sample in kept])
+    indices = torch.tensor([sample.index for sample in kept])
+    return Batch(images, sizes, original_sizes, indices, Targets(boxes, labels, valid))
+
+
+class GroupedBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) in which wide and tall images do not mix, the same number of batches on every rank.
+
+    With `shuffle` (training) the order follows from seed and epoch; where the batches do not divide evenly among
+    `world` ranks, some are repeated, or the rest is dropped with `drop_last`. Without `shuffle` (evaluation) every
+    image comes exactly once over all ranks, similar sizes together; where there are fewer images than ranks, some
+    get empty batches.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise OptionError(f"the batch size must be at least 1, not {batch_size}")
+        if not 0 <= rank < world:
+            raise OptionError(f"rank {rank} is not one of {world} processes")
+        self.sizes, self.batch_size, self.shuffle, self.seed = split.sizes, batch_size, shuffle, seed
+        self.rank, self.world, self.drop_last = rank, world, drop_last and shuffle
+        self.epoch = 0
+        self._number = len(self._batches()) // world
+        if drop_last and not self._number:
+            raise OptionError(
+                f"{len(split)} images do not fill a batch of {batch_size} on each of {world} processes; "
+                "take a smaller batch size"
+            )
+
+    @property
+    def sampler(self) -> GroupedBatches:
+        """Itself: Lightning looks for `set_epoch` in `batch_sampler.sampler`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches on this rank."""
+        return self._number
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch
+        for batch in self._batches()[self.rank :: self.world]:
+            yield [(epoch, int(index)) for index in batch]
+
+    def _batches(self) -> list[np.ndarray]:
+        """The batches of all ranks; those of one step stand together."""
+        return self._training_batches() if self.shuffle else self._evaluation_batches()
+
+    def _training_batches(self) -> list[np.ndarray]:
+        rng = np.random.default_rng(_seed(self.seed, self.epoch))
+        order = rng.permutation(len(self.sizes))
+        wide = self.sizes[order, 1] >= self.sizes[order, 0]
+        groups = [order[wide], order[~wide]]
+        batches, rest = [], []
+        for group in groups:
+            full = len(group) // self.batch_size * self.batch_size
+            batches += _chunks(group[:full], self.batch_size)
+            rest.append(group[full:])
+        batches += _chunks(np.concatenate(rest), self.batch_size)
+        if self.drop_last:
+            batches = [batch for batch in batches if len(batch) == self.batch_size]
+        batches = [batches[place] for place in rng.permutation(len(batches))]
+        surplus = len(batches) % self.world
+        if surplus and self.drop_last:
+            return batches[:-surplus]
+        if surplus:
+            batches += [batches[place % len(batches)] for place in range(self.world - surplus)]
+        return batches
+
+    def _evaluation_batches(self) -> list[np.ndarray]:
+        heights, widths = self.sizes[:, 0], self.sizes[:, 1]
+        order = np.lexsort((heights * widths, widths / np.maximum(heights, 1)))
+        steps = -(-len(order) // (self.batch_size * self.world))
+        return np.array_split(order, steps * self.world) if steps else []
+
+
+def _chunks(indices: np.ndarray, size: int) -> list[np.ndarray]:
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def loader(
+    split: Split,
+    transform: Transform | None,
+    batch_size: int,
+    training: bool,
+    seed: int = 0,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    drop_last: bool = False,
+    multiple: int = 32,
+) -> DataLoader:
+    """Batches of a split, shuffled when training. Memory is pinned where there is a GPU; workers outlive the epoch.
+
+    Call `loader.batch_sampler.set_epoch(epoch)` before each epoch. A batch of which no image can be read is None.
+    """
+    if workers < 0:
+        raise OptionError(f"the number of workers must not be negative, it is {workers}")
+    return DataLoader(
+        DetectionDataset(split, transform, training, seed),
+        batch_sampler=GroupedBatches(split, batch_size, training, seed, rank, world, drop_last),
+        num_workers=workers,
+        collate_fn=partial(collate, multiple=multiple),
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        worker_init_fn=_one_thread if workers else None,
+        generator=torch.Generator().manual_seed(seed % 2**32),  # leaves the global random state alone
+    )
+
+
+def _one_thread(worker: int) -> None:
+    """Workers share the cores; threads within them would only get in each other's way."""
+    torch.set_num_threads(1)

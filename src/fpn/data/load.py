@@ -1,0 +1,77 @@
+"""`load`: one call for every format, found out by looking at the folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+
+from fpn.data import coco, voc, yolo
+from fpn.data.dataset import Data
+from fpn.data.splits import UNSPLIT, add_missing
+from fpn.errors import DataError
+
+_READERS = {"coco": coco, "voc": voc, "yolo": yolo}
+
+
+def load(path: str | os.PathLike[str], seed: int = 0) -> Data:
+    """Reads a data set: a folder in COCO, Pascal VOC or YOLO format, a COCO JSON file, or a YOLO data.yaml.
+
+    Single defects do not stop the reading; they are in `Data.problems`. Where the data has no val split one is drawn
+    with `seed`, and `Data.notes` say so.
+
+    Raises:
+        DataError: nothing is there, the format is unknown or not clear, an annotation file is cut off, or nothing
+            usable remains.
+    """
+    path = Path(path).expanduser()
+    data = _READERS[_format(path)].read(path)
+    splits = {name: split for name, split in data.splits.items() if len(split)}
+    notes = [f"the split {name} has no usable images and is left out" for name in data.splits.keys() - splits.keys()]
+    problems = "".join(f"\n  {problem}" for problem in data.problems[:5])
+    if not splits:
+        raise DataError(f"{path}: {data.format} format, but not one usable image{problems and '; problems:'}{problems}")
+    if not data.classes:
+        raise DataError(f"{path}: {data.format} format, but it names no classes")
+    labels = np.concatenate([split.labels for split in splits.values()])
+    counts = np.bincount(labels, minlength=len(data.classes))
+    if not counts.sum() and problems:
+        raise DataError(f"{path}: not one usable box; problems:{problems}")
+
+    splits, made = add_missing(splits, seed)
+    if UNSPLIT in splits and len(splits) == 1:
+        splits = {"train": splits[UNSPLIT]}
+    unused = [name for name, count in zip(data.classes, counts, strict=True) if not count]
+    if unused:
+        made.append(f"no box has the class {', '.join(map(repr, unused))}")
+    return dataclasses.replace(data, splits=splits, notes=[*data.notes, *notes, *made])
+
+
+def _format(path: Path) -> str:
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path.is_file():
+        match path.suffix.lower():
+            case ".json":
+                return "coco"
+            case ".yaml" | ".yml":
+                return "yolo"
+        raise DataError(f"{path}: a data set is a folder, a COCO JSON file or a YOLO data.yaml")
+    fitting = [name for name, reader in _READERS.items() if reader.looks_like(path)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise DataError(
+            f"{path}: looks like {' and '.join(fitting)} at once; give the COCO JSON file or the YOLO data.yaml "
+            "itself, or keep one format a folder"
+        )
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    names = [entry.name + "/" * entry.is_dir() for entry in entries[:8]] + ["..."] * (len(entries) > 8)
+    here = f"it has {', '.join(names)}" if entries else "it is empty"
+    folders = [entry for entry in entries if entry.is_dir()]
+    inner = [folder for folder in folders if any(reader.looks_like(folder) for reader in _READERS.values())]
+    hint = f" Did you mean {inner[0]}?" if inner else ""
+    shapes = "".join(f"\n  {reader.SHAPE}" for reader in _READERS.values())
+    raise DataError(f"{path}: no data set in a known format; {here}.{hint} Looked for one of:{shapes}")

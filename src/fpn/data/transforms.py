@@ -1,0 +1,75 @@
+"""Preprocessing on uint8 pixels, as torchvision's `transforms.v2`: resizing, flipping, changes of colour.
+
+A transform takes (image, target), a `tv_tensors.Image` and a dictionary with "boxes" (`tv_tensors.BoundingBoxes`) and
+"labels", and returns the same pair. Any v2 transform of torchvision can stand in for the ones made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from fpn.errors import OptionError
+
+SHORT, LONG = 800, 1333  # Sec. 5.1 of the FPN paper has 800; 1333 has been the field's limit since Detectron
+
+
+def resize_transform(short: int = SHORT, long: int = LONG) -> v2.Transform:
+    """Resizes so that the shorter side is `short` pixels, or less where the longer side would exceed `long`."""
+    return v2.Compose([ResizeSides([short], long), v2.ClampBoundingBoxes()])
+
+
+def train_transform(
+    short: Sequence[int] = (SHORT,), long: int = LONG, flip: float = 0.5, jitter: float = 0.0
+) -> v2.Transform:
+    """`resize_transform` to one of the `short` sides at random, a horizontal flip, and changes of colour.
+
+    Args:
+        short: lengths of the shorter side in pixels to draw from; several make multi-scale training.
+        long: most pixels of the longer side.
+        flip: probability of a horizontal flip.
+        jitter: strength of random changes of brightness, contrast, saturation and hue, from 0 (off) to 1.
+
+    Raises:
+        OptionError: a size below 1 pixel, or a probability or strength outside 0..1.
+    """
+    for name, value in (("flip", flip), ("jitter", jitter)):
+        if not 0 <= value <= 1:
+            raise OptionError(f"{name} must be between 0 and 1, not {value}")
+    steps: list[v2.Transform] = [ResizeSides(short, long)]
+    if flip > 0:
+        steps.append(v2.RandomHorizontalFlip(flip))
+    if jitter > 0:
+        steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter, hue=0.1 * jitter))
+    return v2.Compose([*steps, v2.ClampBoundingBoxes()])
+
+
+def resized_size(size: tuple[int, int], short: int, long: int) -> tuple[int, int]:
+    """Height and width after resizing, rounded as by torchvision's `Resize(short, max_size=long)`, at least 1."""
+    smaller, larger = min(size), max(size)
+    new_smaller, new_larger = short, int(short * larger / smaller)
+    if new_larger > long:
+        new_smaller, new_larger = max(1, int(long * new_smaller / new_larger)), long
+    return (new_larger, new_smaller) if size[0] > size[1] else (new_smaller, new_larger)
+
+
+class ResizeSides(v2.Transform):
+    """torchvision's `Resize` with a choice of shorter sides, and without its errors on extreme shapes (4000x1)."""
+
+    def __init__(self, short: Sequence[int], long: int) -> None:
+        super().__init__()
+        if not short or min(short) < 1 or long < 1:
+            raise OptionError(f"image sizes must be at least 1 pixel, not short={list(short)}, long={long}")
+        self.short, self.long = tuple(short), long
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        choice = int(torch.randint(len(self.short), ())) if len(self.short) > 1 else 0
+        height, width = v2.query_size(flat_inputs)
+        return {"size": list(resized_size((height, width), self.short[choice], self.long))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return self._call_kernel(F.resize, inpt, size=params["size"], antialias=True)

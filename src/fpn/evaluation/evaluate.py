@@ -1,0 +1,108 @@
+"""A detector on a split -> detections in original pixels -> metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fpn.data import Split, loader, resize_transform
+from fpn.errors import OptionError
+from fpn.evaluation.metrics import Metrics, Results, score
+from fpn.hardware import pick_device, pick_workers
+from fpn.model.faster_rcnn import FasterRCNN
+from fpn.structures import Batch, Detections
+
+
+def evaluate(
+    detector: FasterRCNN,
+    split: Split,
+    *,
+    batch: int = 4,
+    device: str = "auto",
+    workers: int | None = None,
+    progress: bool = True,
+) -> Metrics:
+    """The COCO numbers of a detector on one split, such as `data["val"]`."""
+    results = detect_split(detector, split, batch=batch, device=device, workers=workers, progress=progress)
+    return score(split, results, max(100, detector.max_detections))
+
+
+def detect_split(
+    detector: FasterRCNN,
+    split: Split,
+    *,
+    batch: int = 4,
+    device: str = "auto",
+    workers: int | None = None,
+    progress: bool = True,
+) -> Results:
+    """All detections on a split, in pixels of the original images; labels are the split's.
+
+    Raises OptionError where detector and data do not have the same class names.
+    """
+    check_classes(detector, split)
+    target = pick_device(device)
+    batches = loader(
+        split,
+        resize_transform(detector.spec.short, detector.spec.long),
+        batch,
+        training=False,
+        workers=pick_workers(workers),
+    )
+    bar = tqdm(total=len(split), desc=f"detecting in {split.name}", unit=" images", disable=not progress, leave=False)
+    detector.eval().to(target)
+    with bar, torch.inference_mode():
+        return collect((count_images(b, detect_original(detector, b.to(target)), bar) for b in batches if b), detector, split)
+
+
+def count_images(batch: Batch, found: Detections, bar: tqdm) -> tuple[Batch, Detections]:
+    bar.update(len(batch))
+    return batch, found
+
+
+def check_classes(detector: FasterRCNN, split: Split) -> None:
+    missing = [name for name in split.classes if name not in detector.classes]
+    if missing:
+        raise OptionError(
+            f"the data's classes {', '.join(split.classes)} are not the detector's, {', '.join(detector.classes)}: "
+            f"it does not know {', '.join(missing)}"
+        )
+
+
+def detect_original(detector: FasterRCNN, batch: Batch) -> Detections:
+    """`detector.detect`, with the boxes in pixels of the images as they were before resizing."""
+    found = detector.detect(batch)
+    sizes = batch.original_sizes.to(found.boxes.dtype)
+    scale = (sizes / batch.sizes)[:, None, [1, 0, 1, 0]]
+    return replace(found, boxes=torch.minimum(found.boxes * scale, sizes[:, None, [1, 0, 1, 0]]))
+
+
+def collect(found: Iterable[tuple[Batch, Detections]], detector: FasterRCNN, split: Split) -> Results:
+    """The detections of many batches in flat arrays; classes that the split does not have are left out."""
+    images: list[np.ndarray] = []
+    parts: list[tuple[np.ndarray, ...]] = []
+    to_split = np.array([split.classes.index(c) if c in split.classes else -1 for c in detector.classes])
+    for batch, detections in found:
+        indices = batch.indices.cpu().numpy()
+        images.append(indices)
+        for i, index in enumerate(indices):
+            one = detections[i].to("cpu")
+            labels = to_split[one.labels.numpy()]
+            known = labels >= 0
+            boxes, scores = one.boxes.double().numpy()[known], one.scores.double().numpy()[known]
+            parts.append((np.full(known.sum(), index), boxes, scores, labels[known]))
+    if not images:
+        return Results(*(np.zeros(shape, kind) for shape, kind in ((0, int), (0, int), ((0, 4), float), (0, float), (0, int))))
+    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Results(np.concatenate(images), *columns)
+
+
+def merge(shards: Iterable[Results]) -> Results:
+    """The results of several processes as one."""
+    shards = list(shards)
+    names = ("images", "indices", "boxes", "scores", "labels")
+    return Results(*(np.concatenate([getattr(shard, name) for shard in shards]) for name in names))

@@ -1,0 +1,235 @@
+"""Detections -> the COCO numbers, per class too, with every number that is undefined explained in words.
+
+The numbers are those of the COCO evaluation (Lin et al. 2014, and its reference code pycocotools), worked out in C++ by
+faster-coco-eval. AP is the precision averaged over 101 recalls, IoU thresholds 0.50 to 0.95 and classes; AR the recall
+reached with at most 1, 10 or 100 detections of a class in an image, averaged over thresholds and classes. Boxes and
+scores are rounded as `to_coco` writes them before they are scored, so that its file gives the same numbers anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from fpn.data.dataset import Split
+from fpn.errors import OptionError
+
+# COCO's three sizes: areas in square pixels of the original image, both ends included.
+SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e5**2)}
+_SIZE_WORDS = {"small": "of at most 32x32", "medium": "between 32x32 and 96x96", "large": "of 96x96 or more"}
+_LISTED = 10  # names in one note; a data set can have a thousand classes
+
+
+@dataclass(frozen=True)
+class Results:
+    """All detections on a split, as flat arrays: `n` detections on the `i` images that were looked at.
+
+    Positions are those of images in the split. Only the ground truth of `images` counts, so an image that could not be
+    read belongs in neither. Boxes are (x1, y1, x2, y2) in pixels of the image as given; labels run from 0.
+    """
+
+    images: Int[np.ndarray, " i"]
+    indices: Int[np.ndarray, " n"]
+    boxes: Float[np.ndarray, "n 4"]
+    scores: Float[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"]
+
+
+class Metrics(dict[str, float]):
+    """The 12 COCO numbers by name, from 0 to 1, or -1 where there is no object to measure them on.
+
+    `per_class` has AP, AP50, AP75, AR and the number of objects of every class by its name; `notes` says in words why a
+    number is -1 and what was left out.
+    """
+
+    def __init__(self, numbers: dict[str, float], per_class: dict[str, dict[str, float]], notes: list[str]):
+        super().__init__(numbers)
+        self.per_class = per_class
+        self.notes = notes
+
+    def as_dict(self) -> dict:
+        """Everything in one dictionary that `json` can write: the numbers, "per_class" and "notes"."""
+        return {**self, "per_class": self.per_class, "notes": self.notes}
+
+    def summary(self) -> str:
+        """One line: AP, AP50 and AP by size of object."""
+        sizes = " ".join(f"{size} {_number(self[f'AP_{size}'])}" for size in SIZES)
+        return f"AP {_number(self['AP'])}  AP50 {_number(self['AP50'])}  {sizes}"
+
+    def table(self) -> str:
+        """All 12 numbers, then a line for each class; "-" stands for -1, which `notes` explains."""
+        lines = [f"{name:<10}{_number(value):>7}" for name, value in self.items()]
+        columns = [name for name in next(iter(self.per_class.values()), {}) if name != "objects"]
+        width = max([len("class"), *map(len, self.per_class)])
+        lines += ["", f"{'class':<{width}}{'objects':>9}" + "".join(f"{name:>8}" for name in columns)]
+        for name, row in self.per_class.items():
+            values = "".join(f"{_number(row[column]):>8}" for column in columns)
+            lines.append(f"{name:<{width}}{row['objects']:>9.0f}{values}")
+        return "\n".join(lines)
+
+
+def score(split: Split, results: Results, max_detections: int = 100) -> Metrics:
+    """The COCO numbers of detections on a split.
+
+    COCO counts at most 100 detections of a class in an image; `max_detections` raises that for dense scenes (and
+    AR100 is then called AR500, say). Raises OptionError where it is not above 10, the middle of COCO's three limits.
+    """
+    if max_detections <= 10:
+        raise OptionError(f"max_detections is {max_detections}; it must be more than 10, for AR10 to stay what it is")
+    assert not len(results.labels) or 0 <= results.labels.min() <= results.labels.max() < len(split.classes)
+    assert np.isin(results.indices, results.images).all(), "detections on an image that is not among `images`"
+
+    precision, recall = _evaluate(split, results, max_detections)
+    sizes = [f"_{size}" for size in SIZES]
+    numbers = {"AP": _mean(precision[:, :, :, 0, 2])}
+    numbers |= {"AP50": _mean(precision[0, :, :, 0, 2]), "AP75": _mean(precision[5, :, :, 0, 2])}
+    numbers |= {f"AP{size}": _mean(precision[:, :, :, a, 2]) for a, size in enumerate(sizes, 1)}
+    numbers |= {f"AR{limit}": _mean(recall[:, :, 0, m]) for m, limit in enumerate((1, 10, max_detections))}
+    numbers |= {f"AR{size}": _mean(recall[:, :, a, 2]) for a, size in enumerate(sizes, 1)}
+
+    counted = np.isin(_image_of_box(split), results.images) & ~split.ignore
+    objects = np.bincount(split.labels[counted], minlength=len(split.classes))
+    per_class = {}
+    for label, row in enumerate(np.argsort(np.argsort(split.category_ids))):  # the evaluator sorts classes by id
+        per_class[split.classes[label]] = {
+            "AP": _mean(precision[:, :, row, 0, 2]),
+            "AP50": _mean(precision[0, :, row, 0, 2]),
+            "AP75": _mean(precision[5, :, row, 0, 2]),
+            f"AR{max_detections}": _mean(recall[:, row, 0, 2]),
+            "objects": float(objects[label]),
+        }
+    return Metrics(numbers, per_class, _notes(split, results, counted, max_detections))
+
+
+def to_coco(split: Split, results: Results) -> list[dict]:
+    """Detections as COCO results: image_id, category_id, bbox (x, y, width, height) to 1/1000 pixel, and score."""
+    columns = (split.image_ids[results.indices], split.category_ids[results.labels], *_rounded(results))
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [{"image_id": i, "category_id": c, "bbox": b, "score": s} for i, c, b, s in rows]
+
+
+def ground_truth(split: Split) -> dict:
+    """The annotations of a split as a COCO dictionary; ignored boxes get iscrowd 1. Ids of annotations run from 1."""
+    images = zip(split.image_ids.tolist(), split.files.tolist(), split.sizes.tolist(), strict=True)
+    names = zip(split.category_ids.tolist(), split.classes, strict=True)
+    return {
+        "images": [{"id": i, "file_name": file, "height": h, "width": w} for i, file, (h, w) in images],
+        "annotations": _annotations(split, split.image_ids),
+        "categories": [{"id": category, "name": name} for category, name in names],
+    }
+
+
+def _annotations(split: Split, ids: np.ndarray) -> list[dict]:
+    # x1 + w - x1 is not always w in floating point; rounding brings back the number that the annotation file has.
+    boxes = np.round(_xywh(split.boxes), 6)
+    columns = (
+        ids[_image_of_box(split)],
+        split.category_ids[split.labels],
+        boxes,
+        split.areas,
+        split.ignore.astype(int),
+    )
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [
+        {"id": n, "image_id": i, "category_id": c, "bbox": b, "area": a, "iscrowd": crowd}
+        for n, (i, c, b, a, crowd) in enumerate(rows, 1)
+    ]
+
+
+def _evaluate(split: Split, results: Results, max_detections: int) -> tuple[np.ndarray, np.ndarray]:
+    """Precision (10 IoUs, 101 recalls, K, 4 sizes, 3 limits), recall (10, K, 4, 3); classes by id, -1 if undefined."""
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    classes = len(split.classes)
+    if not classes or not len(results.images):  # the evaluator takes an empty list to mean "all"
+        return np.full((10, 101, classes, 4, 3), -1.0), np.full((10, classes, 4, 3), -1.0)
+    # Images are numbered anew, in the order of their ids: the evaluator keeps ids as floats, too short for some ids.
+    ids = np.argsort(np.argsort(split.image_ids, kind="stable"), kind="stable") + 1
+    header = {
+        "images": [{"id": i} for i in ids[results.images].tolist()],
+        "categories": [{"id": category} for category in split.category_ids.tolist()],
+    }
+    boxes, scores = _rounded(results)
+    columns = (ids[results.indices], split.category_ids[results.labels], boxes, boxes[:, 2] * boxes[:, 3], scores)
+    detections = [
+        {"id": n, "image_id": i, "category_id": c, "bbox": b, "area": a, "score": s, "iscrowd": 0}
+        for n, (i, c, b, a, s) in enumerate(zip(*(column.tolist() for column in columns), strict=True), 1)
+    ]
+    evaluator = COCOeval_faster(
+        COCO({**header, "annotations": _annotations(split, ids)}), COCO({**header, "annotations": detections}), "bbox"
+    )
+    evaluator.params.maxDets = [1, 10, max_detections]
+    evaluator.evaluate()
+    evaluator.accumulate()
+    return evaluator.eval["precision"], evaluator.eval["recall"]
+
+
+def _notes(split: Split, results: Results, counted: np.ndarray, max_detections: int) -> list[str]:
+    """What the numbers do not say. `counted` tells the objects that take part from ignored ones and unread images'."""
+    where = f"split {split.name!r}"
+    notes = []
+    missing = np.setdiff1d(np.arange(len(split)), results.images)
+    if len(missing):
+        files = [str(file) for file in split.files[missing]]
+        notes.append(f"{len(missing)} of {len(split)} images of {where} are not scored: {_listing(files)}")
+    if not counted.any():
+        ignored = f" but {split.ignore.sum()} that are crowd or difficult" if split.ignore.any() else ""
+        return [*notes, f"every number is -1: there is no object to find in the images scored of {where}{ignored}"]
+
+    areas = split.areas[counted]
+    for size, (low, high) in SIZES.items():
+        if not ((areas >= low) & (areas <= high)).any():
+            words = _SIZE_WORDS[size]
+            notes.append(f"AP_{size} and AR_{size} are -1: no ground-truth object {words} pixels in {where}")
+    absent = np.setdiff1d(np.arange(len(split.classes)), split.labels[counted])
+    if len(absent):
+        names = _listing([split.classes[label] for label in absent])
+        extra = int(np.isin(results.labels, absent).sum())
+        notes.append(
+            f"AP is -1 for {len(absent)} of {len(split.classes)} classes, which have no object in {where} and are left"
+            f" out of the means, with the {extra} detections of them: {names}"
+        )
+    crowded = _most_of_a_class(_image_of_box(split)[counted], split.labels[counted], len(split.classes))
+    if crowded > max_detections:
+        notes.append(
+            f"an image of {where} has {crowded} objects of one class, but only the {max_detections} best detections of"
+            f" a class in an image count, so recall cannot reach 1: set max_detections to {crowded} or more"
+        )
+    if max_detections != 100:
+        notes.append(
+            f"up to {max_detections} detections of a class in an image count; published COCO numbers count up to 100"
+        )
+    return notes
+
+
+def _most_of_a_class(images: np.ndarray, labels: np.ndarray, classes: int) -> int:
+    return int(np.unique(images * classes + labels, return_counts=True)[1].max(initial=0))
+
+
+def _listing(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def _image_of_box(split: Split) -> np.ndarray:
+    return np.repeat(np.arange(len(split)), np.diff(split.offsets))
+
+
+def _rounded(results: Results) -> tuple[np.ndarray, np.ndarray]:
+    return np.round(_xywh(results.boxes), 3), np.round(results.scores.astype(np.float64), 7)
+
+
+def _xywh(boxes: np.ndarray) -> np.ndarray:
+    boxes = boxes.astype(np.float64)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def _mean(values: np.ndarray) -> float:
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else -1.0
+
+
+def _number(value: float) -> str:
+    return "-" if value < 0 else f"{value:.3f}"

@@ -1,0 +1,53 @@
+"""Anchors: reference boxes of fixed sizes and ratios, centred on every cell of every pyramid level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def cell_anchors(size: float, ratios: tuple[float, ...], whole_pixels: bool) -> Float[Tensor, "r 4"]:
+    """Boxes of area size^2 and of each ratio (height / width) around the origin."""
+    ratio = torch.tensor(ratios).sqrt()
+    width, height = size / ratio, size * ratio
+    boxes = torch.stack([-width, -height, width, height], dim=1) / 2
+    return boxes.round() if whole_pixels else boxes
+
+
+def grid(height: int, width: int, stride: tuple[int, int], device: torch.device) -> Float[Tensor, "hw 4"]:
+    """The image position (x, y, x, y) that each cell of a map stands for, row by row."""
+    y = torch.arange(height, device=device, dtype=torch.float32) * stride[0]
+    x = torch.arange(width, device=device, dtype=torch.float32) * stride[1]
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([x, y, x, y], dim=-1).reshape(-1, 4)
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """One size a level (32^2 .. 512^2 on P2..P6 in the paper), three ratios.
+
+    A cell at (row, column) of level k has its anchors around (column, row) * 2**k. Two habits of torchvision can be had for
+    weights trained with them: `whole_pixels` rounds the anchors' corners, `floor_stride` takes the padded image size
+    divided by the map size, rounded down, as stride (61 instead of 64 for P6 at 800 pixels).
+    """
+
+    sizes: Mapping[int, float] = field(default_factory=lambda: {2: 32.0, 3: 64.0, 4: 128.0, 5: 256.0, 6: 512.0})
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    whole_pixels: bool = False
+    floor_stride: bool = False
+
+    def __call__(
+        self, pyramid: Mapping[int, Float[Tensor, "B d _ _"]], image_size: tuple[int, int]
+    ) -> dict[int, Float[Tensor, "A 4"]]:
+        """The anchors of every level in the order (row, column, ratio), in pixels of the padded images."""
+        return {level: self.on(level, pyramid[level], image_size) for level in self.sizes}
+
+    def on(self, level: int, p: Float[Tensor, "B d h w"], image_size: tuple[int, int]) -> Float[Tensor, "A 4"]:
+        height, width = p.shape[-2:]
+        stride = (image_size[0] // height, image_size[1] // width) if self.floor_stride else (2**level, 2**level)
+        cells = cell_anchors(self.sizes[level], self.ratios, self.whole_pixels).to(p.device)
+        return (grid(height, width, stride, p.device)[:, None] + cells).reshape(-1, 4)

@@ -1,0 +1,28 @@
+"""Non-maximum suppression as a mask of fixed size: the one place where the number of boxes depends on the data.
+
+It is an operator of its own (`fpn::nms`), so that torch.compile and torch.export take a detector whole.
+"""
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+
+@torch.library.custom_op("fpn::nms", mutates_args=())
+def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    """Which boxes survive greedy NMS among the valid boxes of the same image and group.
+
+    boxes (B, M, 4), scores (B, M), groups (B, M) int64 (level or class), valid (B, M) bool -> keep (B, M) bool. A box is dropped
+    when its IoU with a kept box of higher score is above `threshold`.
+    """
+    keep = torch.zeros_like(valid)
+    for image in range(len(boxes)):
+        rows = valid[image].nonzero()[:, 0]
+        kept = batched_nms(boxes[image, rows].float(), scores[image, rows].float(), groups[image, rows], threshold)
+        keep[image, rows[kept]] = True
+    return keep
+
+
+@nms.register_fake
+def _(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    return torch.empty_like(valid)

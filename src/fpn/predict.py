@@ -1,0 +1,92 @@
+"""`fpn.predict`: pictures -> detections in their own pixels."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import resize
+
+from fpn.data import collate, read_image, resized_size
+from fpn.data.files import images_under, is_image_name
+from fpn.errors import DataError, OptionError
+from fpn.evaluation.evaluate import detect_original
+from fpn.hardware import pick_device
+from fpn.model.faster_rcnn import FasterRCNN
+from fpn.structures import Detections, Sample
+
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+
+
+@overload
+def predict(detector: FasterRCNN, pictures: Picture, threshold: float = ..., device: str = ...) -> Detections: ...
+@overload
+def predict(
+    detector: FasterRCNN, pictures: Sequence[Picture], threshold: float = ..., device: str = ...
+) -> list[Detections]: ...
+def predict(
+    detector: FasterRCNN, pictures: Picture | Sequence[Picture], threshold: float = 0.5, device: str = "auto"
+) -> Detections | list[Detections]:
+    """Detections scoring at least `threshold`, highest first; boxes in the pixels of the picture as it is displayed.
+
+    A picture is a file, a PIL image, or uint8 pixels: an array (H, W, 3) in RGB or a tensor (3, H, W). For a list of
+    pictures a list comes back. Raises ImageError for a file that cannot be read.
+    """
+    if not 0 <= threshold <= 1:
+        raise OptionError(f"threshold is {threshold}: it must be from 0 to 1")
+    target = pick_device(device)
+    detector.eval().to(target)
+    if isinstance(pictures, str | Path | Image.Image | np.ndarray | Tensor):
+        return detect_one(detector, pixels_of(pictures), target).above(threshold)
+    return [detect_one(detector, pixels_of(picture), target).above(threshold) for picture in pictures]
+
+
+@torch.inference_mode()
+def detect_one(detector: FasterRCNN, image: Tensor, device: torch.device) -> Detections:
+    """All detections in one image, uint8 (3, H, W), on the CPU."""
+    height, width = image.shape[1:]
+    resized = resize(image, list(resized_size((height, width), detector.spec.short, detector.spec.long)), antialias=True)
+    sample = Sample(resized, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 0, (height, width))
+    batch = collate([sample])
+    assert batch is not None
+    return detect_original(detector, batch.to(device)).to("cpu")[0]
+
+
+def pixels_of(picture: Picture) -> Tensor:
+    """uint8 pixels (3, H, W) in RGB."""
+    if isinstance(picture, str | Path):
+        return read_image(picture)
+    if isinstance(picture, Image.Image):
+        picture = np.array(picture.convert("RGB"))
+    if isinstance(picture, np.ndarray):
+        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+            raise DataError(f"an array of shape {picture.shape} and type {picture.dtype}: it must be (H, W, 3) and uint8")
+        picture = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+    if picture.ndim != 3 or picture.shape[0] != 3 or picture.dtype != torch.uint8:
+        raise DataError(f"a tensor of shape {tuple(picture.shape)} and type {picture.dtype}: it must be (3, H, W) and uint8")
+    return picture
+
+
+def find_pictures(inputs: Iterable[str | Path]) -> list[Path]:
+    """The files that paths, folders (searched through) and glob patterns stand for, each once.
+
+    Raises DataError for a path that is not there, a folder without images or a pattern that matches nothing.
+    """
+    found: dict[Path, None] = {}
+    for entry in map(Path, inputs):
+        if entry.is_dir():
+            files = [Path(file) for file in images_under(entry)]
+        elif entry.exists():
+            files = [entry]
+        else:
+            files = [Path(f) for f in sorted(glob.glob(str(entry), recursive=True)) if is_image_name(f)]
+        if not files:
+            raise DataError(f"{entry}: " + ("no images in this folder" if entry.is_dir() else "no such file, folder or match"))
+        found.update(dict.fromkeys(files))
+    return list(found)

@@ -1,0 +1,131 @@
+"""What flows between the parts: Sample -> Batch (with Targets) -> Detections.
+
+Legend, used in every shape of this library: B images, N ground-truth boxes, A anchors, R regions, D detections, K classes,
+H and W height and width in pixels. Boxes are (x1, y1, x2, y2) in float pixels, sizes are (height, width), labels run from 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Self
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import supervision
+
+
+class _Tensors:
+    """Moves every tensor of a dataclass at once; DataLoader and Lightning look for these two names."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        return self._each(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        return self._each(lambda value: value.pin_memory())
+
+    def _each(self, change) -> Self:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return type(self)(**{n: change(v) if isinstance(v, (Tensor, _Tensors)) else v for n, v in values.items()})
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image on its way to the model, with the boxes to be learnt from it (crowds and difficult objects are left out)."""
+
+    image: UInt8[Tensor, "3 H W"]
+    boxes: Float[Tensor, "N 4"]
+    labels: Int64[Tensor, " N"]
+    index: int  # position of the image in its split
+    original_size: tuple[int, int]  # height, width before any resizing
+
+
+@dataclass(frozen=True)
+class Targets(_Tensors):
+    """Ground truth of a batch, padded to the image with the most boxes; `valid` tells boxes from padding."""
+
+    boxes: Float[Tensor, "B N 4"]
+    labels: Int64[Tensor, "B N"]
+    valid: Bool[Tensor, "B N"]
+
+
+@dataclass(frozen=True)
+class Batch(_Tensors):
+    """Images padded at the right and bottom to one size, still uint8: the detector normalises on its own device."""
+
+    images: UInt8[Tensor, "B 3 H W"]
+    sizes: Int64[Tensor, "B 2"]  # height, width of each image inside the padding
+    original_sizes: Int64[Tensor, "B 2"]  # before resizing
+    indices: Int64[Tensor, " B"]  # position of each image in its split
+    targets: Targets | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Detections(_Tensors):
+    """Detections of a batch, highest score first and padded to D, or of one image, when taken with `detections[i]`.
+
+    `count` says how many of the D are real; in the padding boxes and scores are 0, labels and levels -1. `levels` is the
+    pyramid level (2 for P2 ...) that each detection was made from. `classes` are the names that the labels stand for.
+    """
+
+    boxes: Float[Tensor, "*B D 4"]
+    scores: Float[Tensor, "*B D"]
+    labels: Int64[Tensor, "*B D"]
+    levels: Int64[Tensor, "*B D"]
+    count: Int64[Tensor, "*B"]
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return self.scores.shape[0]
+
+    def __getitem__(self, image: int) -> Detections:
+        """The detections of one image of the batch, without padding."""
+        assert self.scores.ndim == 2, "these are the detections of one image already"
+        n = int(self.count[image])
+        return Detections(
+            self.boxes[image, :n],
+            self.scores[image, :n],
+            self.labels[image, :n],
+            self.levels[image, :n],
+            self.count[image],
+            self.classes,
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each detection of one image."""
+        return [self.classes[label] for label in self.labels.tolist()]
+
+    def above(self, threshold: float) -> Detections:
+        """The detections of one image that score at least `threshold`."""
+        keep = self.scores >= threshold
+        return Detections(
+            self.boxes[keep], self.scores[keep], self.labels[keep], self.levels[keep], keep.sum(), self.classes
+        )
+
+    def to_supervision(self) -> supervision.Detections:
+        """The detections of one image as `supervision.Detections`, class names under the key "class_name"."""
+        import numpy as np
+        import supervision as sv
+
+        return sv.Detections(
+            xyxy=self.boxes.cpu().numpy(),
+            confidence=self.scores.cpu().numpy(),
+            class_id=self.labels.cpu().numpy(),
+            data={"class_name": np.array(self.names, dtype=object)},
+        )
+
+
+# Known to torch.export and torch.compile as containers of tensors.
+for _container in (Targets, Batch):
+    torch.export.register_dataclass(_container)
+torch.utils._pytree.register_dataclass(
+    Detections,
+    field_names=["boxes", "scores", "labels", "levels", "count"],
+    drop_field_names=["classes"],
+)

@@ -1,0 +1,137 @@
+"""What a person sees of a run and what stays of it: the bar, one line an epoch, `metrics.csv`, the checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from tqdm import tqdm
+
+from fpn.training.learner import Learner
+from fpn.weights.checkpoint import save
+
+STATE = "resume.ckpt"  # what --resume reads; everything a person uses is in the .safetensors files
+
+
+class Bar(Callback):
+    """A progress bar over the steps of an epoch, with the losses, the rate and the time left."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epochs = trainer.max_epochs or 0
+        self.bar = self.make(
+            f"epoch {trainer.current_epoch + 1:>{len(str(epochs))}}/{epochs}", int(trainer.num_training_batches)
+        )
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if self.bar is not None:
+            terms = ("loss", *pl_module.detector.loss_names)
+            shown = {name: float(trainer.callback_metrics[name]) for name in terms if name in trainer.callback_metrics}
+            self.bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
+            self.bar.update()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.close()
+        self.bar = self.make("validating", int(sum(trainer.num_val_batches)))
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def on_validation_end(self, *_: Any) -> None:
+        self.close()
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self.close()
+
+    def on_exception(self, *_: Any) -> None:
+        self.close()
+
+    def make(self, title: str, total: int) -> tqdm:
+        pace = 0.3 if sys.stderr.isatty() else 20.0  # a log file needs no animation
+        return tqdm(total=total, desc=title, unit=" steps", leave=False, mininterval=pace, dynamic_ncols=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class Keeper(Callback):
+    """After each epoch: one line on the screen, one in metrics.csv, last and (where it is) best checkpoint, resume state.
+
+    The best epoch is the one with the highest AP on the validation split; without one, the last.
+    """
+
+    def __init__(self, out: Path, patience: int | None, quiet: bool = False) -> None:
+        self.out, self.patience, self.quiet = out, patience, quiet
+        self.history: list[dict[str, float]] = []
+        self.best, self.best_epoch = -2.0, 0
+        self.started = time.monotonic()
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Learner)
+        epoch = trainer.current_epoch + 1
+        row = self.row(epoch, trainer, pl_module)
+        self.history.append(row)
+        ap = row.get("AP", float(epoch))
+        improved = ap > self.best
+        if improved:
+            self.best, self.best_epoch = ap, epoch
+        if trainer.is_global_zero:
+            about = {"epoch": epoch, "metrics": dict(pl_module.metrics or {})}
+            save(pl_module.average, self.out / "last.safetensors", about)
+            if improved:
+                save(pl_module.average, self.out / "best.safetensors", about)
+            write_csv(self.history, self.out / "metrics.csv")
+            self.say(row, trainer.max_epochs or 0, pl_module, improved)
+        trainer.save_checkpoint(self.out / STATE)
+        if self.patience is not None and epoch - self.best_epoch >= self.patience:
+            trainer.should_stop = True
+
+    def row(self, epoch: int, trainer: pl.Trainer, learner: Learner) -> dict[str, float]:
+        losses = {n: trainer.callback_metrics.get(f"{n}_epoch") for n in ("loss", *learner.detector.loss_names)}
+        return {
+            "epoch": epoch,
+            **{name: round(float(value), 5) for name, value in losses.items() if value is not None},
+            **{name: round(value, 5) for name, value in (learner.metrics or {}).items()},
+            "lr": float(f"{trainer.optimizers[0].param_groups[0]['lr']:.4g}"),
+            "seconds": round(time.monotonic() - self.started, 1),
+        }
+
+    def say(self, row: dict[str, float], epochs: int, learner: Learner, improved: bool) -> None:
+        if self.quiet:
+            return
+        numbers = learner.metrics.summary() if learner.metrics else ""
+        star = "  best so far" if improved and learner.metrics else ""
+        epoch = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
+        tqdm.write(f"{epoch}  loss {row.get('loss', float('nan')):.3f}  {numbers}  ({row['seconds']:.0f} s){star}", sys.stdout)
+        sys.stdout.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history, "best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history, self.best, self.best_epoch = (state_dict[k] for k in ("history", "best", "best_epoch"))
+
+
+def write_csv(rows: list[dict[str, float]], path: Path) -> None:
+    """All rows under the union of their columns; the file is replaced in one step."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    unfinished = path.with_name(f".{path.name}.tmp")
+    with unfinished.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(unfinished, path)

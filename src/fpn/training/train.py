@@ -1,0 +1,166 @@
+"""`fpn.train`: a detector and a data set -> a trained detector, with checkpoints, logs and numbers in a folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from fpn.data import Data, Split
+from fpn.errors import DataError, FpnError, OptionError
+from fpn.model.faster_rcnn import FasterRCNN
+from fpn.training.settings import Settings, resolve
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run gave: `metrics` and `history` of the validation split (a row an epoch), and where it is."""
+
+    out: Path
+    best: Path
+    last: Path
+    best_epoch: int
+    history: list[dict[str, float]]
+    settings: Settings
+
+
+def train(
+    detector: FasterRCNN,
+    data: Data | Mapping[str, Split],
+    *,
+    out: str | Path,
+    resume: bool = False,
+    config: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> Run:
+    """Train `detector` on data["train"], measure it on data["val"] after each epoch, keep the best in `out`.
+
+    The detector is left with the weights of the best epoch. options: see `fpn.training.settings.resolve`: epochs, batch,
+    lr, schedule, precision, scales, patience and so on; what is left out fits the data and the machine. resume: go on with the run in
+    `out` from its last whole epoch. config: anything else to note in `out/config.yaml`.
+
+    Writes best.safetensors, last.safetensors, metrics.csv, config.yaml, TensorBoard events and resume.ckpt to `out`.
+    Raises OptionError and DataError before anything is written, TrainingError where a loss is not finite.
+    """
+    out = Path(out)
+    split, val = data["train"], data["val"] if "val" in data else None
+    check(detector, split, val)
+    state = resume_state(out, resume)
+    settings = resolve(split, detector.spec.short, **options)
+    out.mkdir(parents=True, exist_ok=True)
+    write_config(out, {**(config or {}), "detector": detector.spec.as_dict(), "training": settings.as_dict()})
+    keeper = fit(detector, split, val, out, settings, state, quiet)
+    from fpn.weights.checkpoint import fill, read
+
+    best = out / "best.safetensors"
+    fill(detector, read(best)[1], best)
+    return Run(out, best, out / "last.safetensors", keeper.best_epoch, keeper.history, settings)
+
+
+def check(detector: FasterRCNN, split: Split, val: Split | None) -> None:
+    if tuple(split.classes) != tuple(detector.classes):
+        raise OptionError(
+            f"the detector's classes ({', '.join(detector.classes)}) are not the data's ({', '.join(split.classes)}): "
+            f"build it with classes=data.classes"
+        )
+    if not len(split):
+        raise DataError(f"{split.root}: the split {split.name!r} has no images to train on")
+    if not (~split.ignore).any():
+        raise DataError(f"{split.root}: no image of the split {split.name!r} has an object to learn from")
+    if val is not None and not len(val):
+        raise DataError(f"{val.root}: the split {val.name!r} has no images")
+
+
+def resume_state(out: Path, resume: bool) -> Path | None:
+    from fpn.training.callbacks import STATE
+
+    state = out / STATE
+    if resume and not state.is_file():
+        raise OptionError(f"{out}: no run to resume here ({STATE} is missing); leave --resume out to start one")
+    if not resume and state.is_file():
+        raise OptionError(f"{out}: holds a run already; add --resume to continue it, or choose another --out")
+    return state if resume else None
+
+
+def fit(
+    detector: FasterRCNN, split: Split, val: Split | None, out: Path, settings: Settings, state: Path | None, quiet: bool
+):
+    import lightning.pytorch as pl
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from fpn.training.callbacks import Bar, Keeper
+    from fpn.training.learner import Learner
+
+    silence_lightning()
+    pl.seed_everything(settings.seed, workers=True, verbose=False)
+    keeper = Keeper(out, settings.patience, quiet)
+    device = torch.device(settings.device)
+    trainer = pl.Trainer(
+        accelerator={"cuda": "gpu"}.get(device.type, device.type),
+        devices=[device.index] if device.index is not None else settings.devices,
+        num_nodes=settings.nodes,
+        precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
+        max_epochs=settings.epochs,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.clip or None,
+        callbacks=[*([] if quiet else [Bar()]), keeper],
+        logger=TensorBoardLogger(str(out), name="", version=""),
+        default_root_dir=str(out),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        use_distributed_sampler=False,
+        limit_val_batches=1.0 if val is not None else 0,
+    )
+    learner = Learner(detector, settings, split, val)
+    with warnings.catch_warnings():
+        for text in HARMLESS:
+            warnings.filterwarnings("ignore", text)
+        trainer.fit(learner, ckpt_path=state, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return keeper
+
+
+# What Lightning says to people who wrote the loop themselves.
+HARMLESS = (".*does not have many workers.*", ".*The number of training batches.*", ".*GPU available but not used.*")
+
+
+def silence_lightning() -> None:
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def write_config(out: Path, content: Mapping[str, Any]) -> None:
+    """The run's full configuration as YAML, in one step."""
+    from fpn import __version__
+
+    plain = to_plain({"fpn": __version__, "torch": torch.__version__, **content})
+    unfinished = out / ".config.yaml.tmp"
+    try:
+        unfinished.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        os.replace(unfinished, out / "config.yaml")
+    except OSError as error:
+        raise FpnError(f"{out}: cannot be written to ({error}); choose another --out") from error
+
+
+def to_plain(value: Any) -> Any:
+    """Tuples as lists, paths as text: what YAML can hold."""
+    match value:
+        case Mapping():
+            return {str(key): to_plain(entry) for key, entry in value.items()}
+        case list() | tuple():
+            return [to_plain(entry) for entry in value]
+        case Path():
+            return str(value)
+    return value

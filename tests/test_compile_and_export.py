@@ -1,0 +1,63 @@
+"""`detect` whole through torch.compile and torch.export, with the eager results.
+
+In a process of its own: the tests' shape checks wrap every function, and neither tracer looks through them.
+"""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+PRELUDE = """
+    import torch, fpn
+    from fpn.structures import Batch
+
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    detector = fpn.build(backbone="resnet10", classes=["a", "b", "c"], weights="none", width=32, hidden=64, score=0.3,
+                         proposals_per_level=(100, 100), proposals=(200, 200)).eval()
+    for layer in (detector.box_head.classes, detector.box_head.offsets, detector.rpn.objectness, detector.rpn.offsets):
+        torch.nn.init.normal_(layer.weight, std=0.2)
+
+    def batch(height, width, count):
+        images = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8)
+        sizes = torch.tensor([[height, width]] * count) - torch.arange(count)[:, None] * 8
+        return Batch(images, sizes, sizes, torch.arange(count))
+
+    def same(a, b):
+        assert a.count.sum() > 0 and torch.equal(a.count, b.count) and torch.equal(a.labels, b.labels)
+        torch.testing.assert_close(a.boxes, b.boxes, atol=1e-2, rtol=0)
+        torch.testing.assert_close(a.scores, b.scores, atol=1e-4, rtol=0)
+"""
+
+
+def run(code: str) -> None:
+    script = textwrap.dedent(PRELUDE) + textwrap.dedent(code)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_detect_compiles_without_a_graph_break():
+    run("""
+        compiled = torch.compile(detector.detect, fullgraph=True)
+        with torch.no_grad():
+            for shape in ((128, 160, 2), (160, 128, 2)):
+                some = batch(*shape)
+                same(detector.detect(some), compiled(some))
+    """)
+
+
+@pytest.mark.slow
+def test_detect_exports_with_dynamic_height_and_width():
+    run("""
+        from torch.export import Dim
+        sides = {2: 32 * Dim("h", min=3, max=40), 3: 32 * Dim("w", min=3, max=40)}
+        shapes = {"batch": [sides, {}, {}, {}]}
+        with torch.no_grad():
+            exported = torch.export.export(detector, (batch(128, 160, 2),), dynamic_shapes=shapes).module()
+            for shape in ((128, 160, 2), (96, 320, 2), (224, 128, 2)):
+                some = batch(*shape)
+                same(detector.detect(some), exported(some))
+    """)
