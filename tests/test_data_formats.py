@@ -205,6 +205,23 @@ def test_coco_parent_category_of_the_same_name(tmp_path: Path) -> None:
     assert data["val"].category_ids.tolist() == [1, 2]  # the one that the boxes use
     assert "[0, 1]" in data.problems[0].text
 
+    content["annotations"] = [entry for entry in content["annotations"] if entry["category_id"] == 2]
+    save_json(tmp_path / "annotations" / "instances_val.json", content)
+    assert fpn.data.load(tmp_path)["val"].category_ids.tolist() == [0, 2]  # unused: the first
+
+
+def test_coco_boxes_of_an_image_keep_their_order(tmp_path: Path) -> None:
+    boxes = tuple(("cat", x, 0, x + 5, 5) for x in range(70))
+    content = coco_content((Picture("a.png", (40, 80), boxes), Picture("b.png", (40, 80), boxes)))
+    content["annotations"] = [
+        entry for two in zip(*np.split(np.array(content["annotations"]), 2), strict=True) for entry in two
+    ]
+    write_coco(tmp_path, {"val": (Picture("a.png", (40, 80)), Picture("b.png", (40, 80)))})
+    save_json(tmp_path / "annotations" / "instances_val.json", content)
+    val = fpn.data.load(tmp_path)["val"]
+    assert val.offsets.tolist() == [0, 70, 140]
+    assert val.boxes[:, 0].tolist() == [*range(70), *range(70)]
+
 
 def test_coco_tiny(shared: Path) -> None:
     data = fpn.data.load(shared / "data" / "coco_tiny")

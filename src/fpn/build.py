@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fpn.errors import OptionError
 from fpn.model.anchors import Anchors
 from fpn.model.backbone import build_backbone, default_freeze, default_norm
@@ -156,4 +158,5 @@ def from_spec(spec: Spec, weights: str | Path = "none") -> FasterRCNN:
     pretrained = str(weights) != "none"
     norm, freeze = spec.backbone_norm or default_norm(pretrained), spec.freeze
     detector.spec = replace(spec, backbone_norm=norm, freeze=default_freeze(pretrained) if freeze is None else freeze)
-    return detector
+    # Convolutions are 1.5 to 2 times as fast on channels-last tensors, on CPUs with AVX-512 and GPUs with tensor cores.
+    return detector.to(memory_format=torch.channels_last)

@@ -272,8 +272,9 @@ def _image_folders(name: str, file: Path, root: Path) -> list[str]:
     names = list(dict.fromkeys([raw_name, name, *(alias for alias, split in ALIASES.items() if split == name)]))
     beside = Path(os.path.abspath(file.parent))
     folders = [root / "images" / n for n in names] + [root / n / "images" for n in names] + [root / n for n in names]
-    folders += [beside, beside / "images", root / "images", root / "data", root, beside.parent / "images"]
-    folders = [beside, *folders] if beside.name != "annotations" and beside != root else folders
+    folders += [beside / "images", root / "images", root / "data", root, beside.parent / "images"]
+    if beside.name != "annotations":
+        folders.insert(0 if beside != root else len(folders), beside)
     return [str(folder) for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 

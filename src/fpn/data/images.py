@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +69,7 @@ def _orientation(image: Image.Image) -> int:
     if image.format == "PNG" and not _EXIF_KEYS & image.info.keys():
         return 1  # Pillow would decode the whole file to look for EXIF behind the pixels
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about damaged EXIF, which hurts nothing else
-            value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF must not cost the image
         return 1
     return value if value in range(1, 9) else 1

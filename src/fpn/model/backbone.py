@@ -12,6 +12,7 @@ import torch
 import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 from torchvision.ops import FrozenBatchNorm2d
 
 from fpn.errors import CheckpointError, OptionError
@@ -20,7 +21,7 @@ from fpn.weights.files import read_tensors
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d")
 VGGS = tuple(f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn"))
 MOBILENETS = ("mobilenet_v2", "mobilenet_v3_large")
-BACKBONES = ("resnet10", *RESNETS, *VGGS, *MOBILENETS)
+BACKBONES = ("tiny", *RESNETS, *VGGS, *MOBILENETS)
 
 
 class Backbone(nn.Module):
@@ -67,13 +68,35 @@ def build_backbone(
         raise OptionError(f"freeze is {freeze}: a backbone has 5 stages, so it must be 0 to 5")
     if norm not in ("frozen", "batch"):
         raise OptionError(f"backbone norm {norm!r}: it must be frozen or batch")
-    backbone = cut(name, classifier(name, weights))
+    backbone = tiny(weights) if name == "tiny" else cut(name, classifier(name, weights))
     if norm == "frozen":
         freeze_batch_norm(backbone)
     for module in backbone.modules():
         if norm_eps is not None and isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
             module.eps = norm_eps
     backbone.freeze(freeze)
+    return backbone
+
+
+def tiny(weights: str | Path = "none", channels: tuple[int, int, int, int] = (32, 64, 128, 192)) -> Backbone:
+    """One residual block a stage, for training from scratch on small machines; there are no weights for it."""
+    if str(weights) != "none":
+        raise OptionError("the backbone tiny is for training from scratch: use weights none, or a larger backbone")
+
+    def conv(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs)]
+
+    first = channels[0]
+    stages: dict[int, nn.Module] = {
+        1: nn.Sequential(*conv(3, first // 2, 3, 2), nn.ReLU(), *conv(first // 2, first, 3, 2), nn.ReLU())
+    }
+    for level, (before, after) in enumerate(zip((first, *channels), channels, strict=False), 2):
+        down = None if before == after else nn.Sequential(*conv(before, after, 1, 2))
+        stages[level] = BasicBlock(before, after, 1 if before == after else 2, down)
+    backbone = Backbone(stages, dict(enumerate(channels, 2)))
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return backbone
 
 
@@ -87,11 +110,7 @@ def default_norm(pretrained: bool) -> str:
 
 def classifier(name: str, weights: str | Path) -> nn.Module:
     """torchvision's classification network of this name with the weights asked for."""
-    if name == "resnet10":  # one block a stage; for training from scratch on small machines
-        if str(weights) == "imagenet":
-            raise OptionError("resnet10 has no ImageNet weights; use weights none, or resnet18")
-        model: nn.Module = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
-    elif str(weights) == "imagenet":
+    if str(weights) == "imagenet":
         pretrained = torchvision.models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
         try:
             return torchvision.models.get_model(name, weights=pretrained)

@@ -27,7 +27,7 @@ class FasterRCNN(nn.Module):
 
     rpn_* and box_*: IoU from which an example is positive, below which background; examples an image and the fraction of
     them that may be positive; IoU of the NMS. proposals_per_level and proposals: (training, detection). pooling: see
-    `pool_regions`. *_beta: where smooth L1 turns from square to linear. max_detections: boxes an image, of all classes.
+    `pool_regions`. canonical: the side of regions pooled from P4 (Eq. 1). *_beta: where smooth L1 turns from square to linear. max_detections: boxes an image, of all classes.
     """
 
     spec: Spec  # set by `fpn.build`
@@ -54,6 +54,7 @@ class FasterRCNN(nn.Module):
         proposals: tuple[int, int] = (2000, 1000),
         pooling: str = "align",
         pooled_size: int = 7,
+        canonical: float = 224.0,
         sampling_ratio: int = 2,
         box_positive: float = 0.5,
         box_examples: int = 512,
@@ -74,6 +75,7 @@ class FasterRCNN(nn.Module):
         self.rpn_nms, self.rpn_beta = rpn_nms, rpn_beta
         self.proposals_per_level, self.proposals = proposals_per_level, proposals
         self.pooling, self.pooled_size, self.sampling_ratio = pooling, pooled_size, sampling_ratio
+        self.canonical = canonical
         self.box_positive, self.box_examples, self.box_positive_fraction = box_positive, box_examples, box_positive_fraction
         self.box_weights, self.box_beta, self.box_nms = box_weights, box_beta, box_nms
         self.score, self.max_detections = score, max_detections
@@ -117,7 +119,7 @@ class FasterRCNN(nn.Module):
         row = torch.arange(images.shape[2], device=images.device)[:, None]
         column = torch.arange(images.shape[3], device=images.device)
         inside = (row < sizes[:, 0, None, None]) & (column < sizes[:, 1, None, None])
-        return pixels * inside[:, None]
+        return (pixels * inside[:, None]).contiguous(memory_format=torch.channels_last)
 
     def propose(
         self, rpn_out: RpnOutput, anchors: dict[int, Tensor], sizes: Int64[Tensor, "B 2"], training: bool
@@ -130,7 +132,7 @@ class FasterRCNN(nn.Module):
     ) -> tuple[Int64[Tensor, "B R"], Float[Tensor, "B R K1"], Float[Tensor, "B R K 4"]]:
         """The level that each region is pooled from, its class logits and its box offsets for every class."""
         *own, _ = pyramid  # the highest level serves the RPN only
-        levels = assign_levels(boxes, own[0], own[-1])
+        levels = assign_levels(boxes, own[0], own[-1], canonical=self.canonical)
         regions = pool_regions(
             {k: pyramid[k] for k in own},
             boxes,

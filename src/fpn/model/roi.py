@@ -1,8 +1,11 @@
 """Regions -> features of fixed size, each from the pyramid level that fits its scale."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -28,75 +31,88 @@ def pool_regions(
 ) -> Float[Tensor, "BR d s s"]:
     """The features of every region, from the level that `levels` names; zeros where that is none of the pyramid's.
 
-    method: "align" is RoIAlign with half-pixel correction (detectron2's aligned), "align_v1" RoIAlign without
-    (torchvision's default), "pool" the RoI max pooling of the paper.
+    method: "align" is RoIAlign (He et al. 2017) with half-pixel correction (detectron2's aligned), "align_v1" RoIAlign
+    without (torchvision's default), "pool" the RoI max pooling of the FPN paper.
+    """
+    if method == "pool":
+        return max_pool(pyramid, boxes, levels, size)
+    return align(pyramid, boxes, levels, size, sampling_ratio, half_pixel=method == "align")
+
+
+def align(
+    pyramid: Mapping[int, Float[Tensor, "B d _ _"]],
+    boxes: Float[Tensor, "B R 4"],
+    levels: Int64[Tensor, "B R"],
+    size: int,
+    samples: int,
+    half_pixel: bool,
+) -> Float[Tensor, "BR d s s"]:
+    """RoIAlign as one weighted gather over all levels and images.
+
+    Each output cell is a weighted sum of (2 * samples)**2 pixels: samples**2 points, four neighbours each. All maps
+    are laid end to end as rows of one table, and `embedding_bag` sums the rows. That needs no sorting of regions by level, so
+    no shape depends on the data, and on CPUs it is many times faster than the compiled RoIAlign of torchvision, to
+    which it is equal but for rounding.
     """
     batch, count = levels.shape
-    image = torch.arange(batch, device=boxes.device, dtype=boxes.dtype)[:, None, None].expand(-1, count, 1)
-    rois = torch.cat([image, boxes], dim=2).reshape(-1, 5)
-    flat = levels.reshape(-1)
-    maps, scales = [pyramid[k].float() for k in pyramid], [2.0**-k for k in pyramid]
-    where = torch.full_like(flat, -1)
-    for position, level in enumerate(pyramid):
-        where = torch.where(flat == level, position, where)
-    if method == "pool":
-        mine = [(where == i)[:, None, None, None] for i in range(len(maps))]
-        pooled = (torchvision.ops.roi_pool(m, rois, size, s) for m, s in zip(maps, scales, strict=True))
-        return torch.stack([p * m for p, m in zip(pooled, mine, strict=True)]).sum(0)
-    return align(maps, rois, where, scales, size, sampling_ratio, method == "align")
+    table = torch.cat([p.permute(0, 2, 3, 1).flatten(0, 2) for p in pyramid.values()]).float()
+    # For each region: height and width of its map, where the map of its image starts in the table, and its scale.
+    height, width, start = (torch.zeros_like(levels) for _ in range(3))
+    scale, image, begin = torch.zeros_like(boxes[..., 0]), torch.arange(batch, device=boxes.device)[:, None], 0
+    for level, p in pyramid.items():
+        here, (h, w) = levels == level, p.shape[-2:]
+        height, width = torch.where(here, h, height), torch.where(here, w, width)
+        start = torch.where(here, begin + image * (h * w), start)
+        scale = torch.where(here, 2.0**-level, scale)
+        begin = begin + batch * h * w
+    scaled = boxes * scale[..., None] - (0.5 if half_pixel else 0.0)
+    row, row_weight = taps(scaled[..., 1], scaled[..., 3], height, size, samples, not half_pixel)
+    column, column_weight = taps(scaled[..., 0], scaled[..., 2], width, size, samples, not half_pixel)
+    # (B, R, s, taps) of rows and of columns make (B, R, s, s, taps, taps) of pixels.
+    index = row[..., :, None, :, None] * width[..., None, None, None, None] + column[..., None, :, None, :]
+    index = (start[..., None, None, None, None] + index).reshape(batch * count * size * size, -1)
+    weight = row_weight[..., :, None, :, None] * column_weight[..., None, :, None, :]
+    weight = (weight * (scale > 0)[..., None, None, None, None]).reshape(index.shape)
+    pooled = F.embedding_bag(index, table, per_sample_weights=weight, mode="sum")
+    return pooled.view(batch * count, size, size, -1).permute(0, 3, 1, 2)
 
 
-@torch.library.custom_op("fpn::roi_align", mutates_args=())
-def align(
-    maps: list[Tensor], rois: Tensor, where: Tensor, scales: list[float], size: int, sampling_ratio: int, aligned: bool
-) -> Tensor:
-    """RoIAlign over several maps: roi i (image, x1, y1, x2, y2) is pooled from maps[where[i]]; zeros where that is -1.
+def taps(
+    low: Float[Tensor, "B R"],
+    high: Float[Tensor, "B R"],
+    length: Int64[Tensor, "B R"],
+    size: int,
+    samples: int,
+    at_least_one: bool,
+) -> tuple[Int64[Tensor, "B R s t"], Float[Tensor, "B R s t"]]:
+    """Along one axis: which pixels each of `size` bins between `low` and `high` reads, and with what weight.
 
-    An operator of its own, because sorting regions by map gives shapes that depend on the data.
+    `samples` points a bin, linear interpolation between the two pixels around each, so t = 2 * samples. A point up to
+    one pixel outside the map reads its border, one further out reads nothing.
     """
-    out = maps[0].new_zeros(len(rois), maps[0].shape[1], size, size)
-    for i, (features, scale) in enumerate(zip(maps, scales, strict=True)):
-        rows = (where == i).nonzero()[:, 0]
-        out[rows] = torchvision.ops.roi_align(features, rois[rows], size, scale, sampling_ratio, aligned)
-    return out
+    extent = (high - low).clamp(min=1.0) if at_least_one else high - low
+    step = extent / (size * samples)
+    points = torch.arange(size * samples, device=low.device, dtype=low.dtype) + 0.5
+    points = low[..., None] + points * step[..., None]
+    inside = (points >= -1) & (points <= length[..., None])
+    last = (length[..., None] - 1).clamp(min=0)
+    points = torch.minimum(points.clamp(min=0), last.to(points.dtype))
+    first = points.floor()
+    part = points - first
+    first = first.to(torch.int64)
+    index = torch.stack([first, torch.minimum(first + 1, last)], dim=-1)
+    weight = torch.stack([1 - part, part], dim=-1) * (inside[..., None] / samples)
+    return index.unflatten(2, (size, samples)).flatten(3), weight.unflatten(2, (size, samples)).flatten(3)
 
 
-@align.register_fake
-def _(maps, rois, where, scales, size, sampling_ratio, aligned) -> Tensor:
-    return maps[0].new_empty(rois.shape[0], maps[0].shape[1], size, size)
-
-
-@torch.library.custom_op("fpn::roi_align_backward", mutates_args=())
-def align_backward(
-    grad: Tensor, maps: list[Tensor], rois: Tensor, where: Tensor, scales: list[float], sampling_ratio: int, aligned: bool
-) -> list[Tensor]:
-    """The gradient of `align` with respect to each map."""
-    grads = []
-    for i, (features, scale) in enumerate(zip(maps, scales, strict=True)):
-        rows = (where == i).nonzero()[:, 0]
-        size, shape = grad.shape[-1], features.shape
-        grads.append(
-            torch.ops.torchvision._roi_align_backward(
-                grad[rows].contiguous(), rois[rows], scale, size, size, *shape, sampling_ratio, aligned
-            )
-        )
-    return grads
-
-
-@align_backward.register_fake
-def _(grad, maps, rois, where, scales, sampling_ratio, aligned) -> list[Tensor]:
-    return [torch.empty_like(m) for m in maps]
-
-
-def _remember(ctx, inputs, output) -> None:
-    maps, rois, where, ctx.scales, _, ctx.sampling_ratio, ctx.aligned = inputs
-    ctx.save_for_backward(rois, where, *maps)
-
-
-def _backward(ctx, grad):
-    rois, where, *maps = ctx.saved_tensors
-    grads = align_backward(grad, maps, rois, where, ctx.scales, ctx.sampling_ratio, ctx.aligned)
-    return grads, None, None, None, None, None, None
-
-
-align.register_autograd(_backward, setup_context=_remember)
+def max_pool(
+    pyramid: Mapping[int, Float[Tensor, "B d _ _"]], boxes: Float[Tensor, "B R 4"], levels: Int64[Tensor, "B R"], size: int
+) -> Float[Tensor, "BR d s s"]:
+    """RoI max pooling (Girshick 2015), of every region on every level; all but the wanted level's result is dropped."""
+    image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None].expand(-1, boxes.shape[1], 1)
+    rois = torch.cat([image, boxes], dim=2).flatten(0, 1)
+    pooled = 0.0
+    for level, p in pyramid.items():
+        mine = (levels == level).flatten()[:, None, None, None]
+        pooled = pooled + torchvision.ops.roi_pool(p.float(), rois, size, 2.0**-level) * mine
+    return pooled

@@ -145,7 +145,7 @@ def write_config(out: Path, content: Mapping[str, Any]) -> None:
     """The run's full configuration as YAML, in one step."""
     from fpn import __version__
 
-    plain = to_plain({"fpn": __version__, "torch": torch.__version__, **content})
+    plain = to_plain({"fpn": __version__, "torch": str(torch.__version__), **content})
     unfinished = out / ".config.yaml.tmp"
     try:
         unfinished.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
