@@ -136,7 +136,12 @@ def test_losses_and_gradients_are_torchvisions(padded, sizes):
     mine = ours.losses(Batch(batch.images, batch.sizes, batch.original_sizes, batch.indices, padded_targets))
     sum(mine.values()).backward()
 
-    names = {"rpn_class": "loss_objectness", "rpn_box": "loss_rpn_box_reg", "class": "loss_classifier", "box": "loss_box_reg"}
+    names = {
+        "rpn_class": "loss_objectness",
+        "rpn_box": "loss_rpn_box_reg",
+        "class": "loss_classifier",
+        "box": "loss_box_reg",
+    }
     for name, value in mine.items():
         assert abs(value.item() - theirs[names[name]].item()) < 1e-5, name
     parameters = dict(ours.named_parameters())
@@ -151,7 +156,9 @@ def test_losses_and_gradients_are_torchvisions(padded, sizes):
 def test_a_state_dict_from_before_torchvision_0_13_loads():
     peer = peer_model()
     old = {
-        name.replace("_blocks.0.0.", "_blocks.0.").replace("_blocks.1.0.", "_blocks.1.").replace("rpn.head.conv.0.0.", "rpn.head.conv."): value
+        name.replace("_blocks.0.0.", "_blocks.0.")
+        .replace("_blocks.1.0.", "_blocks.1.")
+        .replace("rpn.head.conv.0.0.", "rpn.head.conv."): value
         for name, value in peer.state_dict().items()
     }
     ours = fpn.weights.from_torchvision(old, norm_eps=1e-5)
@@ -162,7 +169,11 @@ def test_published_form_gets_coco_names_and_its_epsilon():
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
     from torchvision.ops import FrozenBatchNorm2d
 
-    state = {k: v for k, v in fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict().items() if "num_batches" not in k}
+    state = {
+        k: v
+        for k, v in fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict().items()
+        if "num_batches" not in k
+    }
     ours = fpn.weights.from_torchvision(state)
     coco = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     assert len(ours.classes) == 90 and ours.classes[0] == coco[1] == "person" and ours.classes[-1] == coco[-1]

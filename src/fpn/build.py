@@ -20,7 +20,7 @@ from fpn.model.rpn import RpnHead
 MODELS = ("faster_rcnn",)
 
 # What the paper does and later practice changed; everything else is the defaults of FasterRCNN.
-PAPER = {"pooling": "pool", "box_beta": 1.0}
+PAPER = {"pooling": "pool", "rpn_beta": 1 / 9, "box_beta": 1.0}
 PRESETS: dict[str, dict[str, Any]] = {"modern": {}, "paper": PAPER}
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,8 +14,11 @@ from cyclopts import App, Parameter
 from cyclopts.config import Yaml
 
 from fpn.errors import FpnError, OptionError
+from fpn.training.settings import Options
 
-app = App(name="fpn", help="Object detection with Feature Pyramid Networks: labelled images in, a measured detector out.")
+app = App(
+    name="fpn", help="Object detection with Feature Pyramid Networks: labelled images in, a measured detector out."
+)
 data_app = App(name="data", help="Look at a data set.")
 app.command(data_app)
 
@@ -22,7 +26,7 @@ app.command(data_app)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a mistake of the user's gives one line on stderr and exit code 1, never a traceback."""
     try:
-        app.meta(arguments)
+        app.meta(arguments, result_action="return_value")
     except FpnError as error:
         sys.exit(f"fpn: {error}")
     except KeyboardInterrupt:
@@ -35,13 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 @app.meta.default
 def with_config(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Annotated[Path | None, Parameter(help="YAML file with options by verb, such as `train: {epochs: 24}`.")] = None,
+    config: Annotated[
+        Path | None, Parameter(help="YAML file with options by verb, such as `train: {epochs: 24}`.")
+    ] = None,
 ) -> None:
     if config is not None:
         if not config.is_file():
             raise OptionError(f"{config}: no such configuration file")
         app.config = Yaml(config, must_exist=True)
-    app(tokens)
+    app(tokens, result_action="return_value")
 
 
 @data_app.command(name="info")
@@ -76,30 +82,12 @@ def train(
     preset: Literal["modern", "paper"] = "modern",
     short: int | None = None,
     long: int | None = None,
-    scales: list[int] | None = None,
     freeze: int | None = None,
     width: int = 256,
     norm: Literal["none", "batch", "group"] = "none",
     fuse: Literal["sum", "average"] = "sum",
-    epochs: int | None = None,
-    batch: int | None = None,
-    accumulate: int = 1,
-    lr: float | None = None,
-    momentum: float = 0.9,
-    weight_decay: float = 1e-4,
-    warmup: int | None = None,
-    schedule: Literal["cosine", "step", "constant"] = "cosine",
-    clip: float = 10.0,
-    ema: float = 0.999,
-    precision: Literal["auto", "32", "bf16"] = "auto",
-    flip: float = 0.5,
-    jitter: float = 0.0,
-    patience: int | None = None,
-    seed: int = 0,
-    workers: int | None = None,
-    device: str = "auto",
-    devices: int = 1,
-    nodes: int = 1,
+    anchors: Annotated[list[float], Parameter(consume_multiple=True, negative="")] = [32, 64, 128, 256, 512],  # noqa: B006
+    options: Annotated[Options, Parameter(name="*")] = Options(),  # noqa: B008
     resume: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Train a detector on a data set and measure it after every epoch.
@@ -123,8 +111,6 @@ def train(
         Pixels of the shorter side of the resized images; 800 on a GPU and 384 on a CPU when left out.
     long
         Most pixels of the longer side; 1333 for a short side of 800, in proportion for others.
-    scales
-        Several shorter sides to draw from while training (multi-scale).
     freeze
         Stages of the backbone that do not learn, 0 to 5; 2 with weights, else 0.
     width
@@ -133,44 +119,8 @@ def train(
         Norm in the pyramid.
     fuse
         How the pyramid merges lateral and top-down maps.
-    epochs
-        Passes over the data; 12, and more for small data, when left out.
-    batch
-        Images a step and device; 4 on a CPU, up to 16 on a GPU by its memory when left out.
-    accumulate
-        Steps whose gradients are added up before the weights change.
-    lr
-        Learning rate; 0.02 for 16 images in all, in proportion for others, when left out.
-    momentum
-        Of SGD.
-    weight_decay
-        Of SGD; biases and norms are spared.
-    warmup
-        Steps of linear warm-up; a tenth of all, 1000 at most, when left out.
-    schedule
-        How the learning rate falls.
-    clip
-        Largest norm of the gradient; 0 is off.
-    ema
-        Decay of the moving average of the weights, which is what is measured and kept; 0 is off.
-    precision
-        bf16 is mixed precision; auto takes it where the hardware is made for it.
-    flip
-        Probability of a horizontal flip.
-    jitter
-        Strength of random changes of colour, 0 to 1.
-    patience
-        Stop after so many epochs without a better AP.
-    seed
-        The same seed gives the same run.
-    workers
-        Processes that load images; one a core up to 4 when left out.
-    device
-        auto, cpu, cuda, cuda:N or mps.
-    devices
-        Number of devices on this machine.
-    nodes
-        Number of machines.
+    anchors
+        Sides of the square anchors on P2 to P6, in pixels of the resized image.
     resume
         Go on with the run in --out from its last whole epoch, with its own options.
     """
@@ -178,14 +128,14 @@ def train(
     from fpn.build import Spec, from_spec
     from fpn.hardware import pick_device
 
-    data = fpn.data.load(path, seed=seed)
+    data = fpn.data.load(path, seed=options.seed)
     tell(data)
     if resume:
         stored = read_config(out)
         detector = from_spec(Spec.from_dict(stored["detector"]))
-        options = stored["training"]
+        chosen = stored["training"]
     else:
-        small = pick_device(device).type == "cpu"
+        small = pick_device(options.device).type == "cpu"
         detector = first_build(
             weights,
             model=model,
@@ -198,14 +148,12 @@ def train(
             width=width,
             norm=norm,
             fuse=fuse,
+            anchor_sizes=anchors,
         )
-        names = "epochs batch accumulate lr momentum weight_decay warmup schedule clip ema precision flip jitter patience"
-        given = locals()
-        options = {name: given[name] for name in (*names.split(), "seed", "workers", "device", "devices", "nodes")}
-        options["scales"] = tuple(scales) if scales else None
+        chosen = asdict(options)
     out = out or free_folder(Path("runs"), path.resolve().stem)
     try:
-        run = fpn.train(detector, data, out=out, resume=resume, config={"data": str(path)}, **options)
+        run = fpn.train(detector, data, out=out, resume=resume, config={"data": str(path)}, **chosen)
     except KeyboardInterrupt:
         sys.exit(f"\nfpn: interrupted. To go on from the last whole epoch: fpn train {path} --out {out} --resume")
     best = run.history[run.best_epoch - 1]

@@ -41,6 +41,7 @@ def run_demo(out: Path) -> None:
     metrics = score(data["val"], results)
     print(metrics.table())
     print("4/4  writing the report")
+    weights = sum(parameter.numel() for parameter in detector.parameters())
     minutes = (time.monotonic() - started) / 60
     (out / "metrics.json").write_text(json.dumps({**metrics.as_dict(), "minutes": round(minutes, 2)}, indent=2))
     report = write_report(
@@ -51,11 +52,9 @@ def run_demo(out: Path) -> None:
         history=run.history,
         samples=[sample_of(detector, data["val"], i) for i in range(min(SHOWN, len(data["val"])))],
         facts={
-            "Images": f"{len(data['train'])} to learn from, {len(data['val'])} unseen ones to measure on, {SIDE} x {SIDE} pixels",
-            "Detector": f"Faster R-CNN with FPN, {sum(p.numel() for p in detector.parameters()) / 1e6:.1f} million weights",
-            "Training": f"{EPOCHS} epochs from random weights, {run.settings.precision}-bit precision"
-            if run.settings.precision == "32"
-            else f"{EPOCHS} epochs from random weights, {run.settings.precision} mixed precision",
+            "Images": f"{len(data['train'])} to learn from, {len(data['val'])} unseen, {SIDE} x {SIDE} pixels",
+            "Detector": f"Faster R-CNN with FPN, {weights / 1e6:.1f} million weights",
+            "Training": f"{EPOCHS} epochs from random weights, precision {run.settings.precision}",
             "Time": f"{minutes:.1f} minutes in all on {os.cpu_count()} cores ({platform.machine()})",
         },
         notes=metrics.notes,

@@ -12,7 +12,9 @@ from fpn.errors import OptionError
 def pick_device(wanted: str | torch.device = "auto") -> torch.device:
     """ "auto" is the first GPU where there is one, else the CPU. Raises OptionError for a device that is not there."""
     if str(wanted) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
     try:
         device = torch.device(wanted)
     except RuntimeError as error:

@@ -51,7 +51,9 @@ def predict(
 def detect_one(detector: FasterRCNN, image: Tensor, device: torch.device) -> Detections:
     """All detections in one image, uint8 (3, H, W), on the CPU."""
     height, width = image.shape[1:]
-    resized = resize(image, list(resized_size((height, width), detector.spec.short, detector.spec.long)), antialias=True)
+    resized = resize(
+        image, list(resized_size((height, width), detector.spec.short, detector.spec.long)), antialias=True
+    )
     sample = Sample(resized, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 0, (height, width))
     batch = collate([sample])
     assert batch is not None
@@ -66,10 +68,14 @@ def pixels_of(picture: Picture) -> Tensor:
         picture = np.array(picture.convert("RGB"))
     if isinstance(picture, np.ndarray):
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-            raise DataError(f"an array of shape {picture.shape} and type {picture.dtype}: it must be (H, W, 3) and uint8")
+            raise DataError(
+                f"an array of shape {picture.shape} and type {picture.dtype}: it must be (H, W, 3) and uint8"
+            )
         picture = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
     if picture.ndim != 3 or picture.shape[0] != 3 or picture.dtype != torch.uint8:
-        raise DataError(f"a tensor of shape {tuple(picture.shape)} and type {picture.dtype}: it must be (3, H, W) and uint8")
+        raise DataError(
+            f"a tensor of shape {tuple(picture.shape)} and type {picture.dtype}: it must be (3, H, W) and uint8"
+        )
     return picture
 
 
@@ -87,6 +93,8 @@ def find_pictures(inputs: Iterable[str | Path]) -> list[Path]:
         else:
             files = [Path(f) for f in sorted(glob.glob(str(entry), recursive=True)) if is_image_name(f)]
         if not files:
-            raise DataError(f"{entry}: " + ("no images in this folder" if entry.is_dir() else "no such file, folder or match"))
+            raise DataError(
+                f"{entry}: " + ("no images in this folder" if entry.is_dir() else "no such file, folder or match")
+            )
         found.update(dict.fromkeys(files))
     return list(found)

@@ -1,7 +1,8 @@
 """What flows between the parts: Sample -> Batch (with Targets) -> Detections.
 
-Legend, used in every shape of this library: B images, N ground-truth boxes, A anchors, R regions, D detections, K classes,
-H and W height and width in pixels. Boxes are (x1, y1, x2, y2) in float pixels, sizes are (height, width), labels run from 0.
+Legend, used in every shape of this library: B images, N ground-truth boxes, A anchors, R regions, D detections,
+K classes, H and W height and width in pixels. Boxes are (x1, y1, x2, y2) in float pixels, sizes are (height, width),
+labels run from 0.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
+from torch.utils._pytree import register_dataclass
 
 if TYPE_CHECKING:
     import supervision
@@ -33,7 +35,7 @@ class _Tensors:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image on its way to the model, with the boxes to be learnt from it (crowds and difficult objects are left out)."""
+    """One image on its way to the model, with the boxes to be learnt from it (no crowds, no difficult objects)."""
 
     image: UInt8[Tensor, "3 H W"]
     boxes: Float[Tensor, "N 4"]
@@ -69,8 +71,8 @@ class Batch(_Tensors):
 class Detections(_Tensors):
     """Detections of a batch, highest score first and padded to D, or of one image, when taken with `detections[i]`.
 
-    `count` says how many of the D are real; in the padding boxes and scores are 0, labels and levels -1. `levels` is the
-    pyramid level (2 for P2 ...) that each detection was made from. `classes` are the names that the labels stand for.
+    `count` says how many of the D are real; in the padding boxes and scores are 0, labels and levels -1. `levels` is
+    the pyramid level (2 for P2 ...) that each detection was made from. `classes` are the names the labels stand for.
     """
 
     boxes: Float[Tensor, "*B D 4"]
@@ -124,7 +126,7 @@ class Detections(_Tensors):
 # Known to torch.export and torch.compile as containers of tensors.
 for _container in (Targets, Batch):
     torch.export.register_dataclass(_container)
-torch.utils._pytree.register_dataclass(
+register_dataclass(
     Detections,
     field_names=["boxes", "scores", "labels", "levels", "count"],
     drop_field_names=["classes"],

@@ -119,7 +119,7 @@ def _not_instances(content: Any) -> str:
 
 
 def _classes(
-    contents: dict[str, dict[str, list[Any]]], files: dict[str, Path], problems: list[Problem]
+    contents: dict[str, dict[str, Any]], files: dict[str, Path], problems: list[Problem]
 ) -> tuple[tuple[str, ...], dict[str, dict[int, str]]]:
     """The class names of all files in their order, and of each split the name of each category id."""
     by_split: dict[str, dict[int, str]] = {}
@@ -166,7 +166,7 @@ def _category_ids(
 def _read_split(
     name: str,
     file: Path,
-    content: dict[str, list[Any]],
+    content: dict[str, Any],
     root: Path,
     classes: tuple[str, ...],
     category_names: dict[str, dict[int, str]],
@@ -209,7 +209,7 @@ def _read_split(
 
 
 def _annotations(
-    content: dict[str, list[Any]], images: list[dict[str, Any]], shown: str, problems: list[Problem]
+    content: dict[str, Any], images: list[dict[str, Any]], shown: str, problems: list[Problem]
 ) -> tuple[list[dict[str, Any]], list[int], list[int]]:
     """The annotations of the given images, the position of each one's image, and its number in the image, from 1."""
     position: dict[Any, int] = {_key(image["id"]): index for index, image in enumerate(images)}

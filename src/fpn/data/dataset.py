@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Problem:
-    """One defect found while reading, in words: which file, which item in it, what is wrong and what was done about it."""
+    """One defect found while reading, in words: the file, the item in it, what is wrong and what was done about it."""
 
     file: str
     item: str
@@ -26,7 +26,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one split with their boxes. I images, M boxes; the boxes of image i are rows offsets[i]:offsets[i+1]."""
+    """The I images of one split with their M boxes; those of image i are the rows offsets[i]:offsets[i+1]."""
 
     name: str
     classes: tuple[str, ...]
@@ -38,7 +38,9 @@ class Split:
     offsets: np.ndarray  # (I + 1,) int64
     boxes: np.ndarray  # (M, 4) float64: x1, y1, x2, y2 in pixels
     labels: np.ndarray  # (M,) int64: 0..K-1
-    ignore: np.ndarray  # (M,) bool: COCO's iscrowd, VOC's difficult; not trained on, scored as pycocotools scores crowds
+    ignore: (
+        np.ndarray
+    )  # (M,) bool: COCO's iscrowd, VOC's difficult; not trained on, scored as pycocotools scores crowds
     areas: np.ndarray  # (M,) float64: square pixels as COCO gives them (of the mask), else of the box
 
     def __len__(self) -> int:
@@ -53,8 +55,9 @@ class Split:
 
     def select(self, indices: np.ndarray, name: str) -> Split:
         """The split made of the given images, in the given order."""
-        rows = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in indices] + [[]]).astype(np.int64)
         counts = np.diff(self.offsets)[indices]
+        starts = np.repeat(self.offsets[indices], counts)
+        rows = starts + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return Split(
             name=name,
             classes=self.classes,

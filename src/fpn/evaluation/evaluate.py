@@ -56,7 +56,9 @@ def detect_split(
     bar = tqdm(total=len(split), desc=f"detecting in {split.name}", unit=" images", disable=not progress, leave=False)
     detector.eval().to(target)
     with bar, torch.inference_mode():
-        return collect((count_images(b, detect_original(detector, b.to(target)), bar) for b in batches if b), detector, split)
+        return collect(
+            (count_images(b, detect_original(detector, b.to(target)), bar) for b in batches if b), detector, split
+        )
 
 
 def count_images(batch: Batch, found: Detections, bar: tqdm) -> tuple[Batch, Detections]:
@@ -96,7 +98,9 @@ def collect(found: Iterable[tuple[Batch, Detections]], detector: FasterRCNN, spl
             boxes, scores = one.boxes.double().numpy()[known], one.scores.double().numpy()[known]
             parts.append((np.full(known.sum(), index), boxes, scores, labels[known]))
     if not images:
-        return Results(*(np.zeros(shape, kind) for shape, kind in ((0, int), (0, int), ((0, 4), float), (0, float), (0, int))))
+        return Results(
+            *(np.zeros(shape, kind) for shape, kind in ((0, int), (0, int), ((0, 4), float), (0, float), (0, int)))
+        )
     columns = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Results(np.concatenate(images), *columns)
 

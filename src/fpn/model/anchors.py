@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,9 +30,9 @@ def grid(height: int, width: int, stride: tuple[int, int], device: torch.device)
 class Anchors:
     """One size a level (32^2 .. 512^2 on P2..P6 in the paper), three ratios.
 
-    A cell at (row, column) of level k has its anchors around (column, row) * 2**k. Two habits of torchvision can be had for
-    weights trained with them: `whole_pixels` rounds the anchors' corners, `floor_stride` takes the padded image size
-    divided by the map size, rounded down, as stride (61 instead of 64 for P6 at 800 pixels).
+    A cell at (row, column) of level k has its anchors around (column, row) * 2**k. Two habits of torchvision can be had
+    for weights trained with them: `whole_pixels` rounds the anchors' corners, `floor_stride` takes the padded image
+    size divided by the map size, rounded down, as stride (61 instead of 64 for P6 at 800 pixels).
     """
 
     sizes: Mapping[int, float] = field(default_factory=lambda: {2: 32.0, 3: 64.0, 4: 128.0, 5: 256.0, 6: 512.0})
@@ -41,12 +41,12 @@ class Anchors:
     floor_stride: bool = False
 
     def __call__(
-        self, pyramid: Mapping[int, Float[Tensor, "B d _ _"]], image_size: tuple[int, int]
+        self, pyramid: Mapping[int, Float[Tensor, "B d _ _"]], image_size: Sequence[int]
     ) -> dict[int, Float[Tensor, "A 4"]]:
         """The anchors of every level in the order (row, column, ratio), in pixels of the padded images."""
         return {level: self.on(level, pyramid[level], image_size) for level in self.sizes}
 
-    def on(self, level: int, p: Float[Tensor, "B d h w"], image_size: tuple[int, int]) -> Float[Tensor, "A 4"]:
+    def on(self, level: int, p: Float[Tensor, "B d h w"], image_size: Sequence[int]) -> Float[Tensor, "A 4"]:
         height, width = p.shape[-2:]
         stride = (image_size[0] // height, image_size[1] // width) if self.floor_stride else (2**level, 2**level)
         cells = cell_anchors(self.sizes[level], self.ratios, self.whole_pixels).to(p.device)

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
+from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 from fpn.errors import CheckpointError, OptionError
@@ -116,8 +116,8 @@ def classifier(name: str, weights: str | Path) -> nn.Module:
             return torchvision.models.get_model(name, weights=pretrained)
         except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a bad hash is a RuntimeError
             raise CheckpointError(
-                f"the ImageNet weights of {name} could not be downloaded ({error}). Fetch {pretrained.url} on a machine "
-                f"with internet and give the file as --weights FILE, or train from scratch with --weights none"
+                f"the ImageNet weights of {name} could not be downloaded ({error}). Fetch {pretrained.url} on a "
+                f"machine with internet and give the file as --weights FILE, or train from scratch with --weights none"
             ) from error
     else:
         model = torchvision.models.get_model(name, weights=None)
@@ -133,7 +133,7 @@ def load_classifier(model: nn.Module, file: Path) -> None:
     faults = [f"{key} is missing" for key in wanted if key not in given and not key.startswith(head)]
     # Files from before torch 0.4.1 count no batches; the count is not used.
     faults = [fault for fault in faults if "num_batches_tracked" not in fault]
-    faults += [f"{key} is not part of {type(model).__name__}" for key in given if key not in wanted and not key.startswith(head)]
+    faults += [f"{key} is unknown" for key in given if key not in wanted and not key.startswith(head)]
     faults += [
         f"{key} has shape {tuple(given[key].shape)}, not {tuple(wanted[key].shape)}"
         for key in wanted
@@ -147,15 +147,16 @@ def load_classifier(model: nn.Module, file: Path) -> None:
 
 def cut(name: str, model: nn.Module) -> Backbone:
     """Cut a classification network into the five stages; pooling and classifier are dropped."""
-    if name.startswith("res"):
+    if isinstance(model, ResNet):
         stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
         stages = {1: stem, 2: model.layer1, 3: model.layer2, 4: model.layer3, 5: model.layer4}
-        last = "conv3" if hasattr(model.layer1[-1], "conv3") else "conv2"
-        return Backbone(stages, {level: getattr(stages[level][-1], last).out_channels for level in (2, 3, 4, 5)})
-    ends, channels = cut_points(name, model.features)
-    starts = (0, *ends[:-1])
-    stages = {level: model.features[start:end] for level, (start, end) in enumerate(zip(starts, ends, strict=True), 1)}
-    return Backbone(stages, channels)
+        growth = 1 if isinstance(model.layer1[0], BasicBlock) else 4  # a bottleneck's output is 4 times as wide
+        return Backbone(stages, {2: 64 * growth, 3: 128 * growth, 4: 256 * growth, 5: 512 * growth})
+    features = model.get_submodule("features")
+    assert isinstance(features, nn.Sequential)
+    ends, channels = cut_points(name, features)
+    cuts = zip((0, *ends[:-1]), ends, strict=True)
+    return Backbone({level: features[start:end] for level, (start, end) in enumerate(cuts, 1)}, channels)
 
 
 def cut_points(name: str, features: nn.Sequential) -> tuple[tuple[int, ...], dict[int, int]]:

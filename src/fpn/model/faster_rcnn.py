@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 class FasterRCNN(nn.Module):
     """Two stages on one pyramid. The parts hold the weights; the numbers are the settings of each step.
 
-    rpn_* and box_*: IoU from which an example is positive, below which background; examples an image and the fraction of
-    them that may be positive; IoU of the NMS. proposals_per_level and proposals: (training, detection). pooling: see
-    `pool_regions`. canonical: the side of regions pooled from P4 (Eq. 1). *_beta: where smooth L1 turns from square to linear. max_detections: boxes an image, of all classes.
+    rpn_* and box_*: IoU from which an example is positive, below which background; examples an image and the fraction
+    of them that may be positive; IoU of the NMS; beta, below which smooth L1 is a square (0: plain L1).
+    proposals_per_level and proposals: (training, detection). pooling: see `pool_regions`. canonical: the side of
+    regions pooled from P4 (Eq. 1). max_detections: boxes an image, of all classes.
     """
 
     spec: Spec  # set by `fpn.build`
+    mean: Tensor
+    std: Tensor
     loss_names = ("rpn_class", "rpn_box", "class", "box")
 
     def __init__(
@@ -49,7 +52,7 @@ class FasterRCNN(nn.Module):
         rpn_examples: int = 256,
         rpn_positive_fraction: float = 0.5,
         rpn_nms: float = 0.7,
-        rpn_beta: float = 1 / 9,
+        rpn_beta: float = 0.0,
         proposals_per_level: tuple[int, int] = (2000, 1000),
         proposals: tuple[int, int] = (2000, 1000),
         pooling: str = "align",
@@ -60,7 +63,7 @@ class FasterRCNN(nn.Module):
         box_examples: int = 512,
         box_positive_fraction: float = 0.25,
         box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
-        box_beta: float = 1 / 9,
+        box_beta: float = 0.0,
         box_nms: float = 0.5,
         score: float = 0.05,
         max_detections: int = 100,
@@ -76,7 +79,11 @@ class FasterRCNN(nn.Module):
         self.proposals_per_level, self.proposals = proposals_per_level, proposals
         self.pooling, self.pooled_size, self.sampling_ratio = pooling, pooled_size, sampling_ratio
         self.canonical = canonical
-        self.box_positive, self.box_examples, self.box_positive_fraction = box_positive, box_examples, box_positive_fraction
+        self.box_positive, self.box_examples, self.box_positive_fraction = (
+            box_positive,
+            box_examples,
+            box_positive_fraction,
+        )
         self.box_weights, self.box_beta, self.box_nms = box_weights, box_beta, box_nms
         self.score, self.max_detections = score, max_detections
 
@@ -180,9 +187,7 @@ class FasterRCNN(nn.Module):
         matched = torch.where(real, matched, IGNORED)
         chosen = sample(matched, self.box_examples, self.box_positive_fraction)
         regions, index = chosen.take(candidates), chosen.take(matched)
-        labels = torch.where(
-            chosen.positive, targets.labels.gather(1, index.clamp(min=0)), len(self.classes)
-        )
+        labels = torch.where(chosen.positive, targets.labels.gather(1, index.clamp(min=0)), len(self.classes))
         wanted = box.encode(truth_of(targets.boxes, index), regions, self.box_weights)
         return regions, labels, wanted, chosen
 

@@ -25,9 +25,9 @@ def match(
 ) -> Int64[Tensor, "B A"]:
     """For each candidate the index of its ground-truth box, or BACKGROUND or IGNORED.
 
-    A candidate is positive at IoU >= `positive` with some box, background below `negative` with all, ignored between. With
-    `keep_best` the candidates that overlap a box most are positive however low that is (paper, section 4.1), and each
-    takes the box it overlaps most itself, as Faster R-CNN does.
+    A candidate is positive at IoU >= `positive` with some box, background below `negative` with all, ignored between.
+    With `keep_best` the candidates that overlap a box most are positive however low that is (paper, section 4.1), and
+    each takes the box it overlaps most itself, as Faster R-CNN does.
     """
     (batch, count), anchors = truth_valid.shape, candidates.shape[1]
     best = candidates.new_full((batch, anchors), -1.0)

@@ -12,8 +12,8 @@ from torchvision.ops import batched_nms
 def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float) -> Tensor:
     """Which boxes survive greedy NMS among the valid boxes of the same image and group.
 
-    boxes (B, M, 4), scores (B, M), groups (B, M) int64 (level or class), valid (B, M) bool -> keep (B, M) bool. A box is dropped
-    when its IoU with a kept box of higher score is above `threshold`.
+    boxes (B, M, 4), scores (B, M), groups (B, M) int64 (level or class) and valid (B, M) bool give keep (B, M) bool. A
+    box is dropped when its IoU with a kept box of higher score is above `threshold`.
     """
     keep = torch.zeros_like(valid)
     for image in range(len(boxes)):

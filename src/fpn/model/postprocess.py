@@ -25,7 +25,7 @@ def detections_of(
     classes: tuple[str, ...] = (),
     min_side: float = 1e-2,
 ) -> Detections:
-    """Every region may become one box of every class: those above `score`, thinned by NMS within the class, best `count`."""
+    """Every region may become a box of every class: those above `score`, thinned by NMS within the class; the best."""
     regions, kinds = offsets.shape[1:3]
     scores = logits.softmax(-1)[..., :-1]
     boxes = box.decode(offsets, proposals.boxes[:, :, None], offset_weights).flatten(1, 2)

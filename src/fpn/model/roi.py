@@ -49,10 +49,10 @@ def align(
 ) -> Float[Tensor, "BR d s s"]:
     """RoIAlign as one weighted gather over all levels and images.
 
-    Each output cell is a weighted sum of (2 * samples)**2 pixels: samples**2 points, four neighbours each. All maps
-    are laid end to end as rows of one table, and `embedding_bag` sums the rows. That needs no sorting of regions by level, so
-    no shape depends on the data, and on CPUs it is many times faster than the compiled RoIAlign of torchvision, to
-    which it is equal but for rounding.
+    Each output cell is a weighted sum of (2 * samples)**2 pixels: samples**2 points, four neighbours each. All maps are
+    laid end to end as rows of one table, and `embedding_bag` sums the rows. That needs no sorting of regions by level,
+    so no shape depends on the data, and on CPUs it is many times faster than torchvision's compiled RoIAlign, to which
+    it is equal but for rounding.
     """
     batch, count = levels.shape
     table = torch.cat([p.permute(0, 2, 3, 1).flatten(0, 2) for p in pyramid.values()]).float()
@@ -106,13 +106,18 @@ def taps(
 
 
 def max_pool(
-    pyramid: Mapping[int, Float[Tensor, "B d _ _"]], boxes: Float[Tensor, "B R 4"], levels: Int64[Tensor, "B R"], size: int
+    pyramid: Mapping[int, Float[Tensor, "B d _ _"]],
+    boxes: Float[Tensor, "B R 4"],
+    levels: Int64[Tensor, "B R"],
+    size: int,
 ) -> Float[Tensor, "BR d s s"]:
     """RoI max pooling (Girshick 2015), of every region on every level; all but the wanted level's result is dropped."""
-    image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None].expand(-1, boxes.shape[1], 1)
+    image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None].expand(
+        -1, boxes.shape[1], 1
+    )
     rois = torch.cat([image, boxes], dim=2).flatten(0, 1)
-    pooled = 0.0
-    for level, p in pyramid.items():
-        mine = (levels == level).flatten()[:, None, None, None]
-        pooled = pooled + torchvision.ops.roi_pool(p.float(), rois, size, 2.0**-level) * mine
-    return pooled
+    each = [
+        torchvision.ops.roi_pool(p.float(), rois, size, 2.0**-level) * (levels == level).flatten()[:, None, None, None]
+        for level, p in pyramid.items()
+    ]
+    return torch.stack(each).sum(0)

@@ -41,9 +41,8 @@ class RpnHead(nn.Module):
         self.shared = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(convolutions))
         self.objectness = nn.Conv2d(width, anchors_per_cell, 1)
         self.offsets = nn.Conv2d(width, anchors_per_cell * 4, 1)
-        for conv in (*self.shared, self.objectness, self.offsets):
-            nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.bias)
+        for name, parameter in self.named_parameters():
+            nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.normal_(parameter, std=0.01)
 
     def forward(self, pyramid: Mapping[int, Float[Tensor, "B d _ _"]]) -> RpnOutput:
         logits, offsets = {}, {}
@@ -65,7 +64,7 @@ def propose(
     iou: float,
     min_side: float = 1e-3,
 ) -> Proposals:
-    """The best `per_level` anchors of each level, decoded, clipped, thinned by NMS within the level; the best `total` of all.
+    """The best `per_level` anchors of each level, decoded, clipped, thinned by NMS within the level; the best of all.
 
     No gradient flows through proposals. The number of rows is always `total`, whatever the image size.
     """

@@ -1,4 +1,4 @@
-"""A balanced random choice of examples, of fixed size: (B, S) positions with a mask, no shape that depends on the data."""
+"""A balanced random choice of examples: (B, S) positions with a mask, so that no shape depends on the data."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def sample(matched: Int64[Tensor, "B A"], count: int, positive_fraction: float) 
     count = min(count, total)
     luck = torch.rand(matched.shape, device=matched.device)
     positive = matched >= 0
-    luck_of_positives, chosen = torch.where(positive, luck, -1.0).topk(min(int(count * positive_fraction), total), dim=1)
+    luck_of_positives, chosen = torch.where(positive, luck, -1.0).topk(
+        min(int(count * positive_fraction), total), dim=1
+    )
     # Chosen positives rank above all background (2 > luck), everything else below it.
     rank = torch.where(matched == BACKGROUND, luck, -1.0)
     rank = rank.scatter(1, chosen, torch.where(luck_of_positives >= 0, 2.0, rank.gather(1, chosen)))

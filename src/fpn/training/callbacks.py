@@ -32,6 +32,7 @@ class Bar(Callback):
         )
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, Learner)
         if self.bar is not None:
             terms = ("loss", *pl_module.detector.loss_names)
             shown = {name: float(trainer.callback_metrics[name]) for name in terms if name in trainer.callback_metrics}
@@ -66,7 +67,7 @@ class Bar(Callback):
 
 
 class Keeper(Callback):
-    """After each epoch: one line on the screen, one in metrics.csv, last and (where it is) best checkpoint, resume state.
+    """After each epoch: a line on the screen, one in metrics.csv, last and (where it is) best checkpoint, resume state.
 
     The best epoch is the one with the highest AP on the validation split; without one, the last.
     """
@@ -116,7 +117,9 @@ class Keeper(Callback):
         numbers = learner.metrics.summary() if learner.metrics else ""
         star = "  best so far" if improved and learner.metrics else ""
         epoch = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
-        tqdm.write(f"{epoch}  loss {row.get('loss', float('nan')):.3f}  {numbers}  ({row['seconds']:.0f} s){star}", sys.stdout)
+        tqdm.write(
+            f"{epoch}  loss {row.get('loss', float('nan')):.3f}  {numbers}  ({row['seconds']:.0f} s){star}", sys.stdout
+        )
         sys.stdout.flush()
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from fpn.training.settings import Settings
 
 
 class Learner(pl.LightningModule):
-    """Trains `detector`; `average` is the exponential moving average of its weights, which is what gets measured and kept."""
+    """Trains `detector`; `average` is the moving average of its weights, which is what gets measured and kept."""
 
     def __init__(self, detector: FasterRCNN, settings: Settings, train: Split, val: Split | None):
         super().__init__()
@@ -35,15 +35,16 @@ class Learner(pl.LightningModule):
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):
             raise TrainingError(self.explain(batch, losses))
-        self.log_dict({"loss": loss.detach(), **{k: v.detach() for k, v in losses.items()}}, on_epoch=True, batch_size=len(batch))
+        shown = {name: value.detach() for name, value in {"loss": loss, **losses}.items()}
+        self.log_dict(shown, on_epoch=True, batch_size=len(batch))
         return loss
 
     def explain(self, batch: Batch, losses: dict[str, Tensor]) -> str:
         terms = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
         files = ", ".join(str(self.train_split.path(i)) for i in batch.indices.tolist())
         return (
-            f"the loss is not finite at step {self.global_step} ({terms}) on {files}. The weights of the last epoch are "
-            f"kept. Look at the boxes of these images, or lower --lr (now {self.settings.lr:g})"
+            f"the loss is not finite at step {self.global_step} ({terms}) on {files}. The weights of the last epoch "
+            f"are kept. Look at the boxes of these images, or lower --lr (now {self.settings.lr:g})"
         )
 
     def on_train_batch_end(self, *_) -> None:
@@ -87,13 +88,17 @@ class Learner(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def train_dataloader(self) -> DataLoader:
-        transform = train_transform(self.settings.scales, self.detector.spec.long, self.settings.flip, self.settings.jitter)
+        transform = train_transform(
+            self.settings.scales, self.detector.spec.long, self.settings.flip, self.settings.jitter
+        )
         return self.batches(self.train_split, transform, training=True)
 
     def val_dataloader(self) -> DataLoader | list:
         if self.val_split is None:
             return []
-        return self.batches(self.val_split, resize_transform(self.detector.spec.short, self.detector.spec.long), training=False)
+        return self.batches(
+            self.val_split, resize_transform(self.detector.spec.short, self.detector.spec.long), training=False
+        )
 
     def batches(self, split: Split, transform, training: bool) -> DataLoader:
         return loader(
@@ -119,7 +124,7 @@ def update_average(average: nn.Module, current: nn.Module, decay: float) -> None
     """average = decay * average + (1 - decay) * current; counters are copied."""
     pairs = list(zip(average.state_dict().values(), current.state_dict().values(), strict=True))
     real = [(a, c) for a, c in pairs if a.is_floating_point()]
-    torch._foreach_lerp_([a for a, _ in real], [c for _, c in real], 1 - decay)
+    torch._foreach_lerp_([a for a, _ in real], [c for _, c in real], 1 - decay)  # pyright: ignore
     for a, c in pairs:
         if not a.is_floating_point():
             a.copy_(c)

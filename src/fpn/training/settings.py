@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -15,8 +16,78 @@ from fpn.training.schedule import SCHEDULES
 
 
 @dataclass(frozen=True)
+class Options:
+    """What can be chosen for a run; None is filled in by `resolve` to fit the data and the machine.
+
+    Parameters
+    ----------
+    epochs
+        Passes over the data; 12, and more for small data, when left out.
+    batch
+        Images a step and device; 4 on a CPU, up to 16 on a GPU by its memory when left out.
+    accumulate
+        Steps whose gradients are added up before the weights change.
+    lr
+        Learning rate of SGD; 0.02 for 16 images in all, in proportion for others, when left out.
+    momentum
+        Of SGD.
+    weight_decay
+        Of SGD; biases and norms are spared.
+    warmup
+        Steps of linear warm-up; a tenth of all, 1000 at most, when left out.
+    schedule
+        How the learning rate falls: cosine, step or constant.
+    clip
+        Largest norm of the gradient; 0 is off.
+    ema
+        Decay of the moving average of the weights, which is what is measured and kept; 0 is off.
+    precision
+        32, or bf16 for mixed precision; auto takes that where the hardware is made for it.
+    scales
+        Several shorter sides to draw from while training (multi-scale).
+    flip
+        Probability of a horizontal flip.
+    jitter
+        Strength of random changes of colour, 0 to 1.
+    patience
+        Stop after so many epochs without a better AP.
+    seed
+        The same seed gives the same run.
+    workers
+        Processes that load images; one a core up to 4 when left out.
+    device
+        auto, cpu, cuda, cuda:N or mps.
+    devices
+        Number of devices on this machine.
+    nodes
+        Number of machines.
+    """
+
+    epochs: int | None = None
+    batch: int | None = None
+    accumulate: int = 1
+    lr: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup: int | None = None
+    schedule: str = "cosine"
+    clip: float = 10.0
+    ema: float = 0.999
+    precision: str = "auto"
+    scales: Sequence[int] | None = None
+    flip: float = 0.5
+    jitter: float = 0.0
+    patience: int | None = None
+    seed: int = 0
+    workers: int | None = None
+    device: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+
+
+@dataclass(frozen=True)
 class Settings:
-    """Every option of a run, none left open. `batch` is images a step and device; `lr` is for the whole batch."""
+    """The options of a run with none left open; stored as `training` in the run's config.yaml."""
 
     epochs: int
     batch: int
@@ -39,79 +110,46 @@ class Settings:
     devices: int
     nodes: int
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+
+def resolve(options: Options, train: Split, short: int) -> Settings:
+    """Fill in what was left out for a training split and a detector's input size.
+
+    Raises OptionError for what cannot work.
+    """
+    given = {field.name: getattr(options, field.name) for field in fields(options)}
+    check(**given)
+    device = pick_device(options.device)
+    batch = options.batch or default_batch(device)
+    images = batch * options.accumulate * options.devices * options.nodes
+    steps = max(1, len(train) // images)
+    epochs = options.epochs or default_epochs(steps)
+    filled = {
+        "batch": batch,
+        "epochs": epochs,
+        "lr": options.lr or default_lr(images),
+        "warmup": min(1000, max(1, steps * epochs // 10)) if options.warmup is None else options.warmup,
+        "precision": pick_precision(options.precision, device),
+        "scales": tuple(options.scales or (short,)),
+        "workers": pick_workers(options.workers),
+        "device": str(device),
+    }
+    return Settings(**{**given, **filled})
 
 
-def resolve(
-    train: Split,
-    short: int,
-    *,
-    epochs: int | None = None,
-    batch: int | None = None,
-    accumulate: int = 1,
-    lr: float | None = None,
-    momentum: float = 0.9,
-    weight_decay: float = 1e-4,
-    warmup: int | None = None,
-    schedule: str = "cosine",
-    clip: float = 10.0,
-    ema: float = 0.999,
-    precision: str = "auto",
-    scales: tuple[int, ...] | None = None,
-    flip: float = 0.5,
-    jitter: float = 0.0,
-    patience: int | None = None,
-    seed: int = 0,
-    workers: int | None = None,
-    device: str = "auto",
-    devices: int = 1,
-    nodes: int = 1,
-) -> Settings:
-    """Fill in what was left out, and refuse what cannot work with an OptionError."""
-    target = pick_device(device)
-    batch = default_batch(target) if batch is None else batch
-    check_positive(batch=batch, accumulate=accumulate, devices=devices, nodes=nodes)
-    whole = batch * accumulate * devices * nodes
-    steps = max(1, len(train) // whole)
-    epochs = default_epochs(steps) if epochs is None else epochs
-    check_positive(epochs=epochs)
-    if lr is None:
-        lr = default_lr(whole)
-    if schedule not in SCHEDULES:
-        raise OptionError(f"schedule {schedule!r}: it must be {', '.join(SCHEDULES)}")
-    if not 0 <= ema < 1:
-        raise OptionError(f"ema is {ema}: it must be 0 (off) or below 1, such as 0.999")
-    if not (math.isfinite(lr) and lr > 0):
-        raise OptionError(f"lr is {lr}: it must be above 0")
-    return Settings(
-        epochs=epochs,
-        batch=batch,
-        accumulate=accumulate,
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        warmup=min(1000, max(1, steps * epochs // 10)) if warmup is None else warmup,
-        schedule=schedule,
-        clip=clip,
-        ema=ema,
-        precision=pick_precision(precision, target),
-        scales=tuple(scales) if scales else (short,),
-        flip=flip,
-        jitter=jitter,
-        patience=patience,
-        seed=seed,
-        workers=pick_workers(workers),
-        device=str(target),
-        devices=devices,
-        nodes=nodes,
-    )
-
-
-def check_positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise OptionError(f"{name} is {value}: it must be 1 or more")
+def check(**given: Any) -> None:
+    """Refuse values that cannot work; None is still to be filled in."""
+    for name in ("epochs", "batch", "accumulate", "patience", "devices", "nodes"):
+        if given[name] is not None and given[name] < 1:
+            raise OptionError(f"{name} is {given[name]}: it must be 1 or more")
+    for name in ("lr", "momentum", "weight_decay", "warmup", "clip"):
+        if given[name] is not None and not (math.isfinite(given[name]) and given[name] >= 0):
+            raise OptionError(f"{name} is {given[name]}: it must not be negative")
+    if given["lr"] == 0:
+        raise OptionError("lr is 0: nothing would be learnt; it must be above 0")
+    if not 0 <= given["ema"] < 1:
+        raise OptionError(f"ema is {given['ema']}: it must be 0 (off) or below 1, such as 0.999")
+    if given["schedule"] not in SCHEDULES:
+        raise OptionError(f"schedule {given['schedule']!r}: it must be {', '.join(SCHEDULES)}")
 
 
 def default_batch(device: torch.device) -> int:

@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import yaml
 from fpn.data import Data, Split
 from fpn.errors import DataError, FpnError, OptionError
 from fpn.model.faster_rcnn import FasterRCNN
-from fpn.training.settings import Settings, resolve
+from fpn.training.settings import Options, Settings, resolve
 
 
 @dataclass(frozen=True)
@@ -43,26 +43,33 @@ def train(
 ) -> Run:
     """Train `detector` on data["train"], measure it on data["val"] after each epoch, keep the best in `out`.
 
-    The detector is left with the weights of the best epoch. options: see `fpn.training.settings.resolve`: epochs, batch,
-    lr, schedule, precision, scales, patience and so on; what is left out fits the data and the machine. resume: go on with the run in
-    `out` from its last whole epoch. config: anything else to note in `out/config.yaml`.
+    The detector is left with the weights of the best epoch. options: see `fpn.training.settings.Options`: epochs,
+    batch, lr, schedule, precision, scales, patience and so on; what is left out fits the data and the machine. resume:
+    go on with the run in `out` from its last whole epoch. config: anything else to note in `out/config.yaml`.
 
     Writes best.safetensors, last.safetensors, metrics.csv, config.yaml, TensorBoard events and resume.ckpt to `out`.
     Raises OptionError and DataError before anything is written, TrainingError where a loss is not finite.
     """
     out = Path(out)
-    split, val = data["train"], data["val"] if "val" in data else None
+    split, val = data["train"], data.get("val")
     check(detector, split, val)
     state = resume_state(out, resume)
-    settings = resolve(split, detector.spec.short, **options)
+    settings = resolve(options_of(options), split, detector.spec.short)
     out.mkdir(parents=True, exist_ok=True)
-    write_config(out, {**(config or {}), "detector": detector.spec.as_dict(), "training": settings.as_dict()})
+    write_config(out, {**(config or {}), "detector": detector.spec.as_dict(), "training": asdict(settings)})
     keeper = fit(detector, split, val, out, settings, state, quiet)
     from fpn.weights.checkpoint import fill, read
 
     best = out / "best.safetensors"
     fill(detector, read(best)[1], best)
     return Run(out, best, out / "last.safetensors", keeper.best_epoch, keeper.history, settings)
+
+
+def options_of(given: Mapping[str, Any]) -> Options:
+    known = {field.name for field in fields(Options)}
+    if unknown := sorted(given.keys() - known):
+        raise OptionError(f"train has no option {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    return Options(**given)
 
 
 def check(detector: FasterRCNN, split: Split, val: Split | None) -> None:
@@ -91,7 +98,13 @@ def resume_state(out: Path, resume: bool) -> Path | None:
 
 
 def fit(
-    detector: FasterRCNN, split: Split, val: Split | None, out: Path, settings: Settings, state: Path | None, quiet: bool
+    detector: FasterRCNN,
+    split: Split,
+    val: Split | None,
+    out: Path,
+    settings: Settings,
+    state: Path | None,
+    quiet: bool,
 ):
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import TensorBoardLogger
@@ -132,8 +145,13 @@ def fit(
     return keeper
 
 
-# What Lightning says to people who wrote the loop themselves.
-HARMLESS = (".*does not have many workers.*", ".*The number of training batches.*", ".*GPU available but not used.*")
+# What Lightning says to people who wrote the loop themselves, and of its own dependencies.
+HARMLESS = (
+    ".*does not have many workers.*",
+    ".*The number of training batches.*",
+    ".*LeafSpec.*is deprecated.*",
+    ".*`isinstance\\(treespec, LeafSpec\\)`.*",
+)
 
 
 def silence_lightning() -> None:

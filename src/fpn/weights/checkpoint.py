@@ -30,7 +30,9 @@ def save(detector: FasterRCNN, path: str | Path, about: Mapping[str, Any] | None
     return save_state(detector.state_dict(), detector.spec, path, about)
 
 
-def save_state(state: Mapping[str, Tensor], spec: Spec, path: str | Path, about: Mapping[str, Any] | None = None) -> Path:
+def save_state(
+    state: Mapping[str, Tensor], spec: Spec, path: str | Path, about: Mapping[str, Any] | None = None
+) -> Path:
     from fpn import __version__
 
     path = Path(path)
@@ -60,7 +62,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> FasterRCNN:
         detector = from_spec(Spec.from_dict(content["spec"]))
     except (FpnError, TypeError, KeyError) as error:
         version = content.get("version", "unknown")
-        raise CheckpointError(f"{path}: written by fpn {version} with options this version does not know ({error})") from error
+        raise CheckpointError(
+            f"{path}: written by fpn {version} with options this version does not know ({error})"
+        ) from error
     fill(detector, state, path)
     return detector.eval().to(device)
 

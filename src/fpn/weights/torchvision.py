@@ -71,7 +71,9 @@ def from_torchvision(
         raise CheckpointError(f"{len(names)} class names for weights with {count} classes (background not counted)")
     unknown = [name for name in state if our_name(name) is None]
     if unknown:
-        raise CheckpointError(f"not torchvision's Faster R-CNN with a ResNet: {unknown[0]} and {len(unknown)} in all are unknown")
+        raise CheckpointError(
+            f"not torchvision's Faster R-CNN with a ResNet: {unknown[0]} and {len(unknown)} in all are unknown"
+        )
     frozen = not any("num_batches_tracked" in name for name in state)
     detector = from_spec(
         Spec(
@@ -82,7 +84,7 @@ def from_torchvision(
             whole_pixels=True,
             floor_stride=True,
             norm_eps=eps_of(source, count, frozen) if norm_eps is None else norm_eps,
-            settings={"pooling": "align_v1"},
+            settings={"pooling": "align_v1", "rpn_beta": 1 / 9, "box_beta": 1 / 9},
         )
     )
     fill(detector, {str(our_name(name)): shift(name, value) for name, value in state.items()}, "torchvision's weights")
