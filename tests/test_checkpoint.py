@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fpn
-from fpn.errors import CheckpointError
+from fpn.errors import CheckpointError, FpnError
 from fpn.structures import Batch
 from fpn.weights.checkpoint import KEY
 
@@ -81,6 +81,6 @@ def test_a_full_disk_leaves_the_old_file(detector, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("fpn.weights.checkpoint.save_file", full)
-    with pytest.raises(CheckpointError, match="No space left"):
+    with pytest.raises(FpnError, match="No space left"):
         fpn.weights.save(detector, file)
     assert file.read_bytes() == before and len(list(tmp_path.iterdir())) == 1

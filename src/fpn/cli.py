@@ -10,11 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from cyclopts import App, Parameter
 from cyclopts.config import Yaml
 
 from fpn.errors import FpnError, OptionError
 from fpn.training.settings import Options
+from fpn.writing import replacing, write_json
 
 app = App(
     name="fpn", help="Object detection with Feature Pyramid Networks: labelled images in, a measured detector out."
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:  # the reader, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, a folder that may not be read, a file where a folder should be
+        sys.exit(f"fpn: {error}")
 
 
 @app.meta.default
@@ -43,15 +47,14 @@ def with_config(
         Path | None, Parameter(help="YAML file with options by verb, such as `train: {epochs: 24}`.")
     ] = None,
 ) -> None:
-    if config is not None:
-        if not config.is_file():
-            raise OptionError(f"{config}: no such configuration file")
-        app.config = Yaml(config, must_exist=True)
+    if config is not None and not config.is_file():
+        raise OptionError(f"{config}: no such configuration file")
+    app.config = () if config is None else (Yaml(config, must_exist=True),)
     app(tokens, result_action="return_value")
 
 
 @data_app.command(name="info")
-def data_info(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+def data_info(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json")] = False) -> None:
     """Format, splits, classes, sizes of images and boxes, and defects of a data set.
 
     Parameters
@@ -79,16 +82,16 @@ def train(
     model: Literal["faster_rcnn"] = "faster_rcnn",
     backbone: str | None = None,
     weights: str | None = None,
-    preset: Literal["modern", "paper"] = "modern",
+    preset: Literal["modern", "paper"] | None = None,
     short: int | None = None,
     long: int | None = None,
     freeze: int | None = None,
-    width: int = 256,
-    norm: Literal["none", "batch", "group"] = "none",
-    fuse: Literal["sum", "average"] = "sum",
-    anchors: Annotated[list[float], Parameter(consume_multiple=True, negative="")] = [32, 64, 128, 256, 512],  # noqa: B006
+    width: int | None = None,
+    norm: Literal["none", "batch", "group"] | None = None,
+    fuse: Literal["sum", "average"] | None = None,
+    anchors: list[float] | None = None,
     options: Annotated[Options, Parameter(name="*")] = Options(),  # noqa: B008
-    resume: Annotated[bool, Parameter(negative="")] = False,
+    resume: bool = False,
 ) -> None:
     """Train a detector on a data set and measure it after every epoch.
 
@@ -106,76 +109,81 @@ def train(
         The backbone's: imagenet, none, or a file with the state dict of torchvision's model. When left out imagenet, or
         none if they cannot be downloaded.
     preset
-        modern, or paper for the settings of Lin et al. 2017.
+        modern (when left out), or paper for the settings of Lin et al. 2017.
     short
         Pixels of the shorter side of the resized images; 800 on a GPU and 384 on a CPU when left out.
     long
-        Most pixels of the longer side; 1333 for a short side of 800, in proportion for others.
+        Most pixels of the longer side; 1333 for a short side of 800, in proportion for others, when left out.
     freeze
-        Stages of the backbone that do not learn, 0 to 5; 2 with weights, else 0.
+        Stages of the backbone that do not learn, 0 to 5; 2 with weights, else 0, when left out.
     width
-        Channels of the pyramid.
+        Channels of the pyramid; 256 when left out.
     norm
-        Norm in the pyramid.
+        Norm in the pyramid; none when left out.
     fuse
-        How the pyramid merges lateral and top-down maps.
+        How the pyramid merges lateral and top-down maps; sum when left out.
     anchors
-        Sides of the square anchors on P2 to P6, in pixels of the resized image.
+        Sides of the square anchors on P2 to P6, in pixels of the resized image; 32 64 128 256 512 when left out.
     resume
         Go on with the run in --out from its last whole epoch, with its own options.
     """
     import fpn
     from fpn.build import Spec, from_spec
-    from fpn.hardware import pick_device
+    from fpn.hardware import is_main_process, pick_device
 
-    data = fpn.data.load(path, seed=options.seed)
+    data = fpn.data.load(path)
     tell(data)
+    out = out or default_folder(path)
     if resume:
         stored = read_config(out)
-        detector = from_spec(Spec.from_dict(stored["detector"]))
-        chosen = stored["training"]
+        detector, chosen = from_spec(Spec.from_dict(stored["detector"])), stored["training"]
+        weights = stored.get("weights")
     else:
         small = pick_device(options.device).type == "cpu"
-        detector = first_build(
+        torch.manual_seed(options.seed)
+        given = {"preset": preset, "short": short, "long": long, "freeze": freeze, "width": width, "norm": norm}
+        given |= {"fuse": fuse, "anchor_sizes": anchors}
+        detector, weights = first_build(
             weights,
             model=model,
             backbone=backbone or ("resnet18" if small else "resnet50"),
             classes=data.classes,
-            preset=preset,
-            short=short or (384 if small else 800),
-            long=long,
-            freeze=freeze,
-            width=width,
-            norm=norm,
-            fuse=fuse,
-            anchor_sizes=anchors,
+            **{"short": 384 if small else 800, **{name: v for name, v in given.items() if v is not None}},
         )
         chosen = asdict(options)
-    out = out or free_folder(Path("runs"), path.resolve().stem)
+    config = {"data": str(path), "weights": weights}
     try:
-        run = fpn.train(detector, data, out=out, resume=resume, config={"data": str(path)}, **chosen)
+        run = fpn.train(detector, data, out=out, resume=resume, config=config, **chosen)
     except KeyboardInterrupt:
         sys.exit(f"\nfpn: interrupted. To go on from the last whole epoch: fpn train {path} --out {out} --resume")
-    best = run.history[run.best_epoch - 1]
-    print(f"best epoch {run.best_epoch}" + (f", AP {best['AP']:.3f}" if "AP" in best else "") + f": {run.best}")
+    if is_main_process():
+        best = run.history[run.best_epoch - 1]
+        print(f"best epoch {run.best_epoch}" + (f", AP {best['AP']:.3f}" if "AP" in best else "") + f": {run.best}")
 
 
 def first_build(weights: str | None, **options: Any):
-    """Build with ImageNet weights unless told otherwise; without internet go on from scratch, and say so."""
+    """A detector, with ImageNet weights unless told otherwise, and which weights it got.
+
+    Without internet it goes on from scratch, and says so.
+    """
     import fpn
     from fpn.errors import CheckpointError
 
     try:
-        return fpn.build(weights=weights or "imagenet", **options)
+        return fpn.build(weights=weights or "imagenet", **options), weights or "imagenet"
     except CheckpointError as error:
         if weights is not None:
             raise
         print(f"warning: {error}.\nwarning: training from scratch, which needs far more data and time", file=sys.stderr)
-        return fpn.build(weights="none", **options)
+        return fpn.build(weights="none", **options), "none"
 
 
 def tell(data: Any) -> None:
     """What reading the data decided and left out, on stderr."""
+    from fpn.hardware import is_main_process
+
+    if not is_main_process():
+        return
     for note in data.notes:
         print(f"note: {note}", file=sys.stderr)
     shown = data.problems[:10]
@@ -185,15 +193,34 @@ def tell(data: Any) -> None:
         print(f"warning: and {len(data.problems) - len(shown)} more; see fpn data info {data.path}", file=sys.stderr)
 
 
-def read_config(out: Path | None) -> dict[str, Any]:
+def read_config(out: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder."""
     import yaml
 
-    if out is None:
-        raise OptionError("--resume needs --out with the folder of the run to go on with")
     file = out / "config.yaml"
     if not file.is_file():
         raise OptionError(f"{file}: not there, so there is no run to resume in {out}")
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return {"detector": content["detector"], "training": content["training"], **content}
+    except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+        raise OptionError(
+            f"{file}: not the configuration of a run ({error}); restore it, or start a new run"
+        ) from error
+
+
+def default_folder(path: Path) -> Path:
+    """runs/NAME-OF-DATA, or the next that is free.
+
+    The processes that Lightning starts for further devices run the command again; they get the folder of the first.
+    """
+    from fpn.hardware import is_main_process
+
+    if is_main_process():
+        os.environ["FPN_OUT"] = str(free_folder(Path("runs"), path.resolve().stem))
+    if "FPN_OUT" not in os.environ:
+        raise OptionError("a run on several machines needs --out, a folder that all of them see")
+    return Path(os.environ["FPN_OUT"])
 
 
 def free_folder(parent: Path, name: str) -> Path:
@@ -300,8 +327,10 @@ def predict(
             continue
         found = fpn.predict(detector, image, threshold, device)
         picture = draw(image, found.boxes, found.labels, found.scores, found.classes)
-        save_picture(picture, out / free_name(file.stem, taken))
-        rows.append(row_of(file, image, found))
+        name = free_name(file.stem, taken)
+        with replacing(out / name) as unfinished:
+            picture.save(unfinished, format="JPEG", quality=92)
+        rows.append({"file": str(file), "picture": name, **row_of(image, found)})
     write_json(out / "predictions.json", {"checkpoint": str(checkpoint), "threshold": threshold, "images": rows})
     objects = sum(len(row["detections"]) for row in rows)
     print(f"{objects} objects in {len(rows)} images: {out}")
@@ -309,7 +338,7 @@ def predict(
         sys.exit(f"fpn: {unreadable} files could not be read; they are named above")
 
 
-def row_of(file: Path, image: Any, found: Any) -> dict[str, Any]:
+def row_of(image: Any, found: Any) -> dict[str, Any]:
     """One image of predictions.json; box is x1, y1, x2, y2 in pixels of the image as it is displayed."""
     detections = [
         {"class": name, "score": round(score, 5), "box": [round(side, 2) for side in box], "level": level}
@@ -317,7 +346,7 @@ def row_of(file: Path, image: Any, found: Any) -> dict[str, Any]:
             found.names, found.scores.tolist(), found.boxes.tolist(), found.levels.tolist(), strict=True
         )
     ]
-    return {"file": str(file), "height": image.shape[1], "width": image.shape[2], "detections": detections}
+    return {"height": image.shape[1], "width": image.shape[2], "detections": detections}
 
 
 def free_name(stem: str, taken: set[str]) -> str:
@@ -328,20 +357,6 @@ def free_name(stem: str, taken: set[str]) -> str:
         name = f"{stem}-{n}.jpg"
     taken.add(name.lower())
     return name
-
-
-def save_picture(picture: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    picture.save(unfinished, format="JPEG", quality=92)
-    os.replace(unfinished, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 @app.command

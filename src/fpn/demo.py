@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
@@ -20,6 +19,7 @@ from fpn.model.faster_rcnn import FasterRCNN
 from fpn.predict import detect_one
 from fpn.training.callbacks import STATE
 from fpn.training.train import train
+from fpn.writing import write_json
 
 IMAGES, SIDE = 600, 320  # for training, and a sixth as many for measuring; pixels
 EPOCHS, BATCH, LEARNING_RATE = 14, 8, 0.04
@@ -43,7 +43,7 @@ def run_demo(out: Path) -> None:
     print("4/4  writing the report")
     weights = sum(parameter.numel() for parameter in detector.parameters())
     minutes = (time.monotonic() - started) / 60
-    (out / "metrics.json").write_text(json.dumps({**metrics.as_dict(), "minutes": round(minutes, 2)}, indent=2))
+    write_json(out / "metrics.json", {**metrics.as_dict(), "minutes": round(minutes, 2)}, indent=2)
     report = write_report(
         out,
         title="fpn demo: a detector trained from scratch on generated images",

@@ -26,6 +26,21 @@ def pick_device(wanted: str | torch.device = "auto") -> torch.device:
     return device
 
 
+def is_main_process() -> bool:
+    """False in all but one of the processes of a run on several devices or machines: only one talks and writes."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # of torchrun, of Slurm, of Lightning's own processes
+    return next((os.environ[name] == "0" for name in names if name in os.environ), True)
+
+
+def check_devices(device: torch.device, devices: int) -> None:
+    """Raises OptionError where fewer devices are there than asked for."""
+    if device.type == "cuda" and device.index is not None and devices > 1:
+        raise OptionError(f"device {device} is one device, but devices is {devices}; use --device cuda for several")
+    have = torch.cuda.device_count()
+    if device.type == "cuda" and devices > have:
+        raise OptionError(f"devices is {devices}, but this machine has {have} CUDA GPUs")
+
+
 def pick_precision(wanted: str, device: torch.device) -> str:
     """ "auto" is bf16 mixed precision where the device computes it faster than float32, else 32."""
     if wanted not in ("auto", "32", "bf16"):

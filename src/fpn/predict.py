@@ -15,6 +15,7 @@ from torchvision.transforms.v2.functional import resize
 
 from fpn.data import collate, read_image, resized_size
 from fpn.data.files import images_under, is_image_name
+from fpn.data.images import pixels_of
 from fpn.errors import DataError, OptionError
 from fpn.evaluation.evaluate import detect_original
 from fpn.hardware import pick_device
@@ -43,39 +44,34 @@ def predict(
     target = pick_device(device)
     detector.eval().to(target)
     if isinstance(pictures, str | Path | Image.Image | np.ndarray | Tensor):
-        return detect_one(detector, pixels_of(pictures), target).above(threshold)
-    return [detect_one(detector, pixels_of(picture), target).above(threshold) for picture in pictures]
+        return detect_one(detector, as_pixels(pictures), target).above(threshold)
+    return [detect_one(detector, as_pixels(picture), target).above(threshold) for picture in pictures]
 
 
 @torch.inference_mode()
 def detect_one(detector: FasterRCNN, image: Tensor, device: torch.device) -> Detections:
     """All detections in one image, uint8 (3, H, W), on the CPU."""
     height, width = image.shape[1:]
-    resized = resize(
-        image, list(resized_size((height, width), detector.spec.short, detector.spec.long)), antialias=True
-    )
+    resized = resize(image, list(resized_size((height, width), *detector.spec.sides)), antialias=True)
     sample = Sample(resized, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 0, (height, width))
     batch = collate([sample])
     assert batch is not None
     return detect_original(detector, batch.to(device)).to("cpu")[0]
 
 
-def pixels_of(picture: Picture) -> Tensor:
+def as_pixels(picture: Picture) -> Tensor:
     """uint8 pixels (3, H, W) in RGB."""
     if isinstance(picture, str | Path):
         return read_image(picture)
     if isinstance(picture, Image.Image):
-        picture = np.array(picture.convert("RGB"))
+        return pixels_of(picture)
+    kind, shape = picture.dtype, tuple(picture.shape)
     if isinstance(picture, np.ndarray):
-        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-            raise DataError(
-                f"an array of shape {picture.shape} and type {picture.dtype}: it must be (H, W, 3) and uint8"
-            )
-        picture = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
-    if picture.ndim != 3 or picture.shape[0] != 3 or picture.dtype != torch.uint8:
-        raise DataError(
-            f"a tensor of shape {tuple(picture.shape)} and type {picture.dtype}: it must be (3, H, W) and uint8"
-        )
+        if kind != np.uint8 or picture.ndim != 3 or shape[2] != 3 or 0 in shape:
+            raise DataError(f"an array of shape {shape} and type {kind}: it must be (H, W, 3) and uint8")
+        return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+    if kind != torch.uint8 or picture.ndim != 3 or shape[0] != 3 or 0 in shape:
+        raise DataError(f"a tensor of shape {shape} and type {kind}: it must be (3, H, W) and uint8")
     return picture
 
 

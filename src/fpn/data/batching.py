@@ -239,8 +239,9 @@ def loader(
     world: int = 1,
     drop_last: bool = False,
     multiple: int = 32,
+    pin_memory: bool = False,
 ) -> DataLoader:
-    """Batches of a split, shuffled when training. Memory is pinned where there is a GPU; workers outlive the epoch.
+    """Batches of a split, shuffled when training. `pin_memory` speeds the way to a GPU; workers outlive the epoch.
 
     Call `loader.batch_sampler.set_epoch(epoch)` before each epoch. A batch of which no image can be read is None.
     """
@@ -251,7 +252,7 @@ def loader(
         batch_sampler=GroupedBatches(split, batch_size, training, seed, rank, world, drop_last),
         num_workers=workers,
         collate_fn=partial(collate, multiple=multiple),
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
         persistent_workers=workers > 0,
         worker_init_fn=_one_thread if workers else None,
         generator=torch.Generator().manual_seed(seed % 2**32),  # leaves the global random state alone

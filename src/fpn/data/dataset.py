@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from fpn.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,15 @@ class Data(Mapping[str, Split]):
 
     def __getitem__(self, name: str) -> Split:
         if name not in self.splits:
-            from fpn.errors import DataError
-
             raise DataError(f"{self.path}: no split {name!r}; it has {', '.join(self.splits)}")
         return self.splits[name]
+
+    # Mapping's own two rely on KeyError, which is not what a missing split raises.
+    def __contains__(self, name: object) -> bool:
+        return name in self.splits
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.splits.get(name, default)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.splits)

@@ -28,11 +28,15 @@ def read_image(path: str | os.PathLike[str], apply_exif: bool = True) -> UInt8[T
     """
     try:
         with Image.open(path) as image:
-            orientation = _orientation(image) if apply_exif else 1
-            pixels = _rgb(image)
+            return pixels_of(image, apply_exif)
     except Exception as error:  # Pillow's decoders raise nearly every built-in exception on broken files
         raise _image_error(path, error) from error
-    return torch.from_numpy(np.ascontiguousarray(_upright(pixels, orientation))).permute(2, 0, 1)
+
+
+def pixels_of(image: Image.Image, apply_exif: bool = True) -> UInt8[Tensor, "3 H W"]:
+    """The same of an image that Pillow has opened; raises what Pillow raises."""
+    orientation = _orientation(image) if apply_exif else 1
+    return torch.from_numpy(np.ascontiguousarray(_upright(_rgb(image), orientation))).permute(2, 0, 1)
 
 
 def image_size(path: str | os.PathLike[str], apply_exif: bool = True) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from fpn.data import Split, loader, resize_transform
@@ -15,6 +16,8 @@ from fpn.evaluation.metrics import Metrics, Results, score
 from fpn.hardware import pick_device, pick_workers
 from fpn.model.faster_rcnn import FasterRCNN
 from fpn.structures import Batch, Detections
+
+NOTHING = (np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))  # image, box, score, label
 
 
 def evaluate(
@@ -48,7 +51,7 @@ def detect_split(
     target = pick_device(device)
     batches = loader(
         split,
-        resize_transform(detector.spec.short, detector.spec.long),
+        resize_transform(*detector.spec.sides),
         batch,
         training=False,
         workers=pick_workers(workers),
@@ -56,14 +59,12 @@ def detect_split(
     bar = tqdm(total=len(split), desc=f"detecting in {split.name}", unit=" images", disable=not progress, leave=False)
     detector.eval().to(target)
     with bar, torch.inference_mode():
-        return collect(
-            (count_images(b, detect_original(detector, b.to(target)), bar) for b in batches if b), detector, split
-        )
-
-
-def count_images(batch: Batch, found: Detections, bar: tqdm) -> tuple[Batch, Detections]:
-    bar.update(len(batch))
-    return batch, found
+        found = []
+        for images in batches:
+            if images is not None:
+                found.append((images.indices, detect_original(detector, images.to(target)).to("cpu")))
+                bar.update(len(images))
+        return collect(found, detector, split)
 
 
 def check_classes(detector: FasterRCNN, split: Split) -> None:
@@ -83,26 +84,22 @@ def detect_original(detector: FasterRCNN, batch: Batch) -> Detections:
     return replace(found, boxes=torch.minimum(found.boxes * scale, sizes[:, None, [1, 0, 1, 0]]))
 
 
-def collect(found: Iterable[tuple[Batch, Detections]], detector: FasterRCNN, split: Split) -> Results:
-    """The detections of many batches in flat arrays; classes that the split does not have are left out."""
-    images: list[np.ndarray] = []
-    parts: list[tuple[np.ndarray, ...]] = []
+def collect(found: Iterable[tuple[Tensor, Detections]], detector: FasterRCNN, split: Split) -> Results:
+    """The detections of many batches, each with the positions (B,) of its images, on the CPU, in flat arrays.
+
+    Classes that the split does not have are left out.
+    """
+    images: list[np.ndarray] = [np.zeros(0, np.int64)]
+    parts: list[tuple[np.ndarray, ...]] = [NOTHING]
     to_split = np.array([split.classes.index(c) if c in split.classes else -1 for c in detector.classes])
-    for batch, detections in found:
-        indices = batch.indices.cpu().numpy()
-        images.append(indices)
-        for i, index in enumerate(indices):
-            one = detections[i].to("cpu")
-            labels = to_split[one.labels.numpy()]
-            known = labels >= 0
-            boxes, scores = one.boxes.double().numpy()[known], one.scores.double().numpy()[known]
-            parts.append((np.full(known.sum(), index), boxes, scores, labels[known]))
-    if not images:
-        return Results(
-            *(np.zeros(shape, kind) for shape, kind in ((0, int), (0, int), ((0, 4), float), (0, float), (0, int)))
-        )
-    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Results(np.concatenate(images), *columns)
+    for indices, detections in found:
+        images.append(indices.numpy())
+        real = torch.arange(detections.scores.shape[1]) < detections.count[:, None]
+        labels = to_split[detections.labels[real].numpy()]
+        owner = indices[:, None].expand_as(real)[real].numpy()
+        boxes, scores = detections.boxes[real].double().numpy(), detections.scores[real].double().numpy()
+        parts.append(tuple(column[labels >= 0] for column in (owner, boxes, scores, labels)))
+    return Results(np.concatenate(images), *(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def merge(shards: Iterable[Results]) -> Results:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -23,6 +22,7 @@ from fpn.boxes import area, iou
 from fpn.drawing import ALARM, Colour, annotate, colour_of, to_picture
 from fpn.evaluation.charts import Chart, training_charts
 from fpn.structures import Detections
+from fpn.writing import replacing
 
 LEVEL_COLOURS: dict[int, Colour] = {
     2: (255, 208, 0),
@@ -299,12 +299,8 @@ def _picture(out: Path, name: str, picture: Image.Image, words: str) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content)
 
 
 _STYLE = """

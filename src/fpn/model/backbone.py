@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -170,11 +171,26 @@ def cut_points(name: str, features: nn.Sequential) -> tuple[tuple[int, ...], dic
     return (pools[1] + 1, pools[2], pools[3], pools[4], pools[4] + 1), {2: 256, 3: 512, 4: 512, 5: 512}
 
 
+class FrozenBatchNorm(FrozenBatchNorm2d):
+    """Batch norm with constant statistics, scale and shift, that gives back the precision it is given.
+
+    torchvision's own turns bfloat16 into float32, and with it everything that follows.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
 def freeze_batch_norm(module: nn.Module) -> None:
-    """Replace every BatchNorm2d by one with constant statistics, scale and shift."""
+    """Replace every BatchNorm2d by a frozen one."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
+            frozen = FrozenBatchNorm(child.num_features, eps=child.eps)
             with torch.no_grad():
                 for key in ("weight", "bias", "running_mean", "running_var"):
                     getattr(frozen, key).copy_(getattr(child, key))

@@ -9,11 +9,12 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from fpn import boxes as box
+from fpn.errors import OptionError
 from fpn.model.anchors import Anchors
 from fpn.model.losses import box_loss, classification_loss, objectness_loss
 from fpn.model.matching import IGNORED, match
 from fpn.model.postprocess import detections_of
-from fpn.model.roi import assign_levels, pool_regions
+from fpn.model.roi import POOLINGS, assign_levels, pool_regions
 from fpn.model.rpn import OFFSET_WEIGHTS, Proposals, RpnOutput, propose
 from fpn.model.sampling import Sampled, sample
 from fpn.structures import Batch, Detections, Targets
@@ -69,6 +70,8 @@ class FasterRCNN(nn.Module):
         max_detections: int = 100,
     ):
         super().__init__()
+        if pooling not in POOLINGS:
+            raise OptionError(f"pooling {pooling!r}: it must be {', '.join(POOLINGS)}")
         self.backbone, self.pyramid, self.anchors, self.rpn, self.box_head = backbone, pyramid, anchors, rpn, box_head
         self.classes = tuple(classes)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)

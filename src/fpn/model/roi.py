@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fpn.boxes import area
 
+POOLINGS = ("align", "align_v1", "pool")
+
 
 def assign_levels(
     boxes: Float[Tensor, "*b 4"], lowest: int, highest: int, k0: int = 4, canonical: float = 224.0
@@ -36,6 +38,7 @@ def pool_regions(
     """
     if method == "pool":
         return max_pool(pyramid, boxes, levels, size)
+    assert method in POOLINGS, method
     return align(pyramid, boxes, levels, size, sampling_ratio, half_pixel=method == "align")
 
 

@@ -75,6 +75,7 @@ def propose(
     level = torch.arange(len(found), device=boxes.device).repeat_interleave(per_level).expand_as(scores)
     boxes = box.clip(boxes, sizes)
     valid = valid & ((boxes[..., 2:] - boxes[..., :2]) >= min_side).all(-1)
+    boxes = torch.where(valid[..., None], boxes, 0.0)  # weights that went NaN must not become indices
     keep = nms(boxes, scores, level, valid, iou)
     scores, order = torch.where(keep, scores, -1.0).topk(min(total, scores.shape[1]), dim=1)
     return Proposals(boxes.gather(1, order[..., None].expand(-1, -1, 4)), scores, scores >= 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from fpn.training.learner import Learner
 from fpn.weights.checkpoint import save
+from fpn.writing import replacing
 
 STATE = "resume.ckpt"  # what --resume reads; everything a person uses is in the .safetensors files
 
@@ -33,11 +33,13 @@ class Bar(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, Learner)
-        if self.bar is not None:
+        if self.bar is None:
+            return
+        if self.bar.n % 5 == 0:  # reading a loss makes a GPU wait
             terms = ("loss", *pl_module.detector.loss_names)
             shown = {name: float(trainer.callback_metrics[name]) for name in terms if name in trainer.callback_metrics}
             self.bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
-            self.bar.update()
+        self.bar.update()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.close()
@@ -86,8 +88,9 @@ class Keeper(Callback):
         epoch = trainer.current_epoch + 1
         row = self.row(epoch, trainer, pl_module)
         self.history.append(row)
-        ap = row.get("AP", float(epoch))
-        improved = ap > self.best
+        ap = row.get("AP", -1.0)
+        ap = ap if ap >= 0 else float(epoch)  # nothing to measure on: the last is the best
+        improved = ap >= self.best
         if improved:
             self.best, self.best_epoch = ap, epoch
         if trainer.is_global_zero:
@@ -132,9 +135,7 @@ class Keeper(Callback):
 def write_csv(rows: list[dict[str, float]], path: Path) -> None:
     """All rows under the union of their columns; the file is replaced in one step."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    unfinished = path.with_name(f".{path.name}.tmp")
-    with unfinished.open("w", newline="") as file:
+    with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(unfinished, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import fields
 
 import lightning.pytorch as pl
 import torch
@@ -27,8 +26,9 @@ class Learner(pl.LightningModule):
         super().__init__()
         self.detector, self.settings, self.train_split, self.val_split = detector, settings, train, val
         self.average = copy.deepcopy(detector).requires_grad_(False) if settings.ema else detector
-        self.found: list[tuple[Batch, Detections]] = []
+        self.found: list[tuple[Tensor, Detections]] = []
         self.metrics: Metrics | None = None
+        self.averaged = 0  # the step at which the average was last moved
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         losses = self.detector.losses(batch)
@@ -36,7 +36,7 @@ class Learner(pl.LightningModule):
         if not torch.isfinite(loss):
             raise TrainingError(self.explain(batch, losses))
         shown = {name: value.detach() for name, value in {"loss": loss, **losses}.items()}
-        self.log_dict(shown, on_epoch=True, batch_size=len(batch))
+        self.log_dict(shown, on_epoch=True, batch_size=len(batch), sync_dist=self.trainer.world_size > 1)
         return loss
 
     def explain(self, batch: Batch, losses: dict[str, Tensor]) -> str:
@@ -48,9 +48,10 @@ class Learner(pl.LightningModule):
         )
 
     def on_train_batch_end(self, *_) -> None:
-        if self.settings.ema:
+        done = self.global_step  # does not move while gradients accumulate
+        if self.settings.ema and done > self.averaged:
             # Early weights are soon outdated: average over about the last tenth of the steps so far at first.
-            done = self.global_step
+            self.averaged = done
             update_average(self.average, self.detector, min(self.settings.ema, (1 + done) / (10 + done)))
 
     def on_validation_epoch_start(self) -> None:
@@ -58,8 +59,7 @@ class Learner(pl.LightningModule):
 
     def validation_step(self, batch: Batch | None, _: int) -> None:
         if batch is not None:
-            found = detect_original(self.average, batch)
-            self.found.append((without_images(batch), found.to("cpu")))
+            self.found.append((batch.indices.cpu(), detect_original(self.average, batch).to("cpu")))
 
     def on_validation_epoch_end(self) -> None:
         assert self.val_split is not None
@@ -89,16 +89,14 @@ class Learner(pl.LightningModule):
 
     def train_dataloader(self) -> DataLoader:
         transform = train_transform(
-            self.settings.scales, self.detector.spec.long, self.settings.flip, self.settings.jitter
+            self.settings.scales, self.detector.spec.sides[1], self.settings.flip, self.settings.jitter
         )
         return self.batches(self.train_split, transform, training=True)
 
     def val_dataloader(self) -> DataLoader | list:
         if self.val_split is None:
             return []
-        return self.batches(
-            self.val_split, resize_transform(self.detector.spec.short, self.detector.spec.long), training=False
-        )
+        return self.batches(self.val_split, resize_transform(*self.detector.spec.sides), training=False)
 
     def batches(self, split: Split, transform, training: bool) -> DataLoader:
         return loader(
@@ -110,13 +108,8 @@ class Learner(pl.LightningModule):
             workers=self.settings.workers,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
+            pin_memory=self.settings.device.startswith("cuda"),
         )
-
-
-def without_images(batch: Batch) -> Batch:
-    """The batch without its pixels, which nothing needs any more."""
-    kept = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return Batch(**{**kept, "images": batch.images[..., :0, :0], "targets": None})
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 
 from fpn.data import Split
 from fpn.errors import OptionError
-from fpn.hardware import pick_device, pick_precision, pick_workers
+from fpn.hardware import check_devices, pick_device, pick_precision, pick_workers
 from fpn.training.schedule import SCHEDULES
 
 
@@ -119,6 +119,7 @@ def resolve(options: Options, train: Split, short: int) -> Settings:
     given = {field.name: getattr(options, field.name) for field in fields(options)}
     check(**given)
     device = pick_device(options.device)
+    check_devices(device, options.devices)
     batch = options.batch or default_batch(device)
     images = batch * options.accumulate * options.devices * options.nodes
     steps = max(1, len(train) // images)
@@ -146,6 +147,13 @@ def check(**given: Any) -> None:
             raise OptionError(f"{name} is {given[name]}: it must not be negative")
     if given["lr"] == 0:
         raise OptionError("lr is 0: nothing would be learnt; it must be above 0")
+    for name in ("flip", "jitter"):
+        if not 0 <= given[name] <= 1:
+            raise OptionError(f"{name} is {given[name]}: it must be from 0 to 1")
+    if given["scales"] is not None and (not given["scales"] or min(given["scales"]) < 32):
+        raise OptionError(f"scales {list(given['scales'])}: each must be at least 32 pixels")
+    if not 0 <= given["seed"] < 2**32:
+        raise OptionError(f"seed is {given['seed']}: it must be from 0 to 4294967295")
     if not 0 <= given["ema"] < 1:
         raise OptionError(f"ema is {given['ema']}: it must be 0 (off) or below 1, such as 0.999")
     if given["schedule"] not in SCHEDULES:

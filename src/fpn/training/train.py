@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+import signal
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -14,14 +14,17 @@ import torch
 import yaml
 
 from fpn.data import Data, Split
-from fpn.errors import DataError, FpnError, OptionError
+from fpn.errors import DataError, OptionError
+from fpn.hardware import is_main_process
 from fpn.model.faster_rcnn import FasterRCNN
 from fpn.training.settings import Options, Settings, resolve
+from fpn.weights.checkpoint import fill, read
+from fpn.writing import replacing
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a training run gave: `metrics` and `history` of the validation split (a row an epoch), and where it is."""
+    """What a training run gave: its files, its numbers (`history`, a row an epoch) and the settings it ran with."""
 
     out: Path
     best: Path
@@ -55,13 +58,12 @@ def train(
     check(detector, split, val)
     state = resume_state(out, resume)
     settings = resolve(options_of(options), split, detector.spec.short)
-    out.mkdir(parents=True, exist_ok=True)
-    write_config(out, {**(config or {}), "detector": detector.spec.as_dict(), "training": asdict(settings)})
-    keeper = fit(detector, split, val, out, settings, state, quiet)
-    from fpn.weights.checkpoint import fill, read
-
+    if is_main_process():
+        write_config(out, {**(config or {}), "detector": detector.spec.as_dict(), "training": asdict(settings)})
+    keeper = fit(detector.train(), split, val, out, settings, state, quiet)
     best = out / "best.safetensors"
     fill(detector, read(best)[1], best)
+    detector.eval()
     return Run(out, best, out / "last.safetensors", keeper.best_epoch, keeper.history, settings)
 
 
@@ -124,7 +126,7 @@ def fit(
         max_epochs=settings.epochs,
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.clip or None,
-        callbacks=[*([] if quiet else [Bar()]), keeper],
+        callbacks=[*([] if quiet or not is_main_process() else [Bar()]), keeper],
         logger=TensorBoardLogger(str(out), name="", version=""),
         default_root_dir=str(out),
         enable_checkpointing=False,
@@ -139,9 +141,15 @@ def fit(
     with warnings.catch_warnings():
         for text in HARMLESS:
             warnings.filterwarnings("ignore", text)
-        trainer.fit(learner, ckpt_path=state, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        interrupt = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(learner, ckpt_path=state, weights_only=True)
+        except SystemExit:  # what Lightning makes of Ctrl-C, after which it leaves Ctrl-C switched off
+            if not trainer.interrupted:
+                raise
+            signal.signal(signal.SIGINT, interrupt)
+            raise KeyboardInterrupt from None
+    (out / "hparams.yaml").unlink(missing_ok=True)  # Lightning's logger writes one; everything is in config.yaml
     return keeper
 
 
@@ -149,6 +157,7 @@ def fit(
 HARMLESS = (
     ".*does not have many workers.*",
     ".*The number of training batches.*",
+    ".*recommended to use.*sync_dist=True.*",
     ".*LeafSpec.*is deprecated.*",
     ".*`isinstance\\(treespec, LeafSpec\\)`.*",
 )
@@ -164,12 +173,8 @@ def write_config(out: Path, content: Mapping[str, Any]) -> None:
     from fpn import __version__
 
     plain = to_plain({"fpn": __version__, "torch": str(torch.__version__), **content})
-    unfinished = out / ".config.yaml.tmp"
-    try:
+    with replacing(out / "config.yaml") as unfinished:
         unfinished.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        os.replace(unfinished, out / "config.yaml")
-    except OSError as error:
-        raise FpnError(f"{out}: cannot be written to ({error}); choose another --out") from error
 
 
 def to_plain(value: Any) -> Any:

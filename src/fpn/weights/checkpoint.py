@@ -5,9 +5,7 @@ Reading one never runs code: safetensors holds only tensors, the metadata is JSO
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from torch import Tensor
 from fpn.build import Spec, from_spec
 from fpn.errors import CheckpointError, FpnError
 from fpn.model.faster_rcnn import FasterRCNN
+from fpn.writing import replacing
 
 KEY = "fpn"  # the metadata entry that marks a file as ours
 FORMAT = 1
@@ -36,18 +35,13 @@ def save_state(
     from fpn import __version__
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     content = {"format": FORMAT, "version": __version__, "spec": spec.as_dict(), "about": dict(about or {})}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, unfinished, metadata={KEY: json.dumps(content)})
-        os.replace(unfinished, path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: could not be written ({error}); what was there before is untouched") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            unfinished.unlink()
+        with replacing(path) as unfinished:
+            save_file(tensors, unfinished, metadata={KEY: json.dumps(content)})
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: could not be written ({error}); what was there is untouched") from error
     return path
 
 
@@ -60,7 +54,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> FasterRCNN:
     content, state = read(path)
     try:
         detector = from_spec(Spec.from_dict(content["spec"]))
-    except (FpnError, TypeError, KeyError) as error:
+    except (FpnError, TypeError, KeyError, AttributeError) as error:
         version = content.get("version", "unknown")
         raise CheckpointError(
             f"{path}: written by fpn {version} with options this version does not know ({error})"

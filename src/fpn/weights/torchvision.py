@@ -77,8 +77,9 @@ def from_torchvision(
     frozen = not any("num_batches_tracked" in name for name in state)
     detector = from_spec(
         Spec(
-            backbone=backbone,
-            classes=names,
+            "faster_rcnn",
+            names,
+            backbone,
             freeze=2,
             backbone_norm="frozen" if frozen else "batch",
             whole_pixels=True,
