@@ -1,8 +1,13 @@
 """The command line, end to end on a few generated images, and what it says when something is wrong."""
 
 import csv
+import dataclasses
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +18,7 @@ from PIL import Image
 import fpn
 from fpn.cli import main
 from fpn.data.generated import generate
+from fpn.training.settings import Options
 
 SMALL = [
     "--backbone",
@@ -46,6 +52,13 @@ def read_rows(run) -> list[dict[str, str]]:
     return list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
 
 
+def eager(run, folder):
+    """The run's detector as a checkpoint that reports whatever it sees, for it has learnt next to nothing."""
+    detector = fpn.load(run / "best.safetensors")
+    detector.spec = dataclasses.replace(detector.spec, settings={**detector.spec.settings, "score": 0.0})
+    return fpn.weights.save(detector, folder / "eager.safetensors")
+
+
 def fails(arguments, capsys) -> str:
     """The one line that a failing command prints."""
     with pytest.raises(SystemExit) as stop:
@@ -70,13 +83,13 @@ def test_train_leaves_what_the_contract_names(run):
 
 
 def test_eval_writes_numbers_and_coco_results(run, data, tmp_path, capsys):
-    main(["eval", str(run / "best.safetensors"), str(data), "--out", str(tmp_path / "e"), "--workers", "0"])
+    main(["eval", str(eager(run, tmp_path)), str(data), "--out", str(tmp_path / "e"), "--workers", "0"])
     printed = capsys.readouterr().out
     metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert all(name in printed for name in ("AP50", "AR_large", "ball", "leaf"))
     assert {"AP", "AP75", "AR100", "per_class"} <= metrics.keys()
     results = json.loads((tmp_path / "e" / "predictions.json").read_text())
-    assert all(set(row) == {"image_id", "category_id", "bbox", "score"} for row in results)
+    assert results and all(set(row) == {"image_id", "category_id", "bbox", "score"} for row in results)
 
 
 def test_predict_on_files_folders_and_patterns(run, data, tmp_path, capsys):
@@ -88,13 +101,14 @@ def test_predict_on_files_folders_and_patterns(run, data, tmp_path, capsys):
     (folder / "b.jpg").write_bytes(picture.read_bytes()[:300])  # truncated
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as stop:
-        main(["predict", str(run / "last.safetensors"), str(tmp_path / "in"), f"{folder}/*.jpg", "--out", str(out),
+        main(["predict", str(eager(run, tmp_path)), str(tmp_path / "in"), f"{folder}/*.jpg", "--out", str(out),
               "--threshold", "0.0"])  # fmt: skip
     assert "1 files could not be read" in str(stop.value.code)
     assert "b.jpg" in capsys.readouterr().err
     written = json.loads((out / "predictions.json").read_text())
-    assert len(written["images"]) == 2 and {"a.jpg", "a-2.jpg"} <= {p.name for p in out.iterdir()}
+    assert {row["picture"] for row in written["images"]} == {"a.jpg", "a-2.jpg"} < {p.name for p in out.iterdir()}
     for row in written["images"]:
+        assert row["detections"]
         assert (row["height"], row["width"]) == (96, 128)
         for found in row["detections"]:
             x1, y1, x2, y2 = found["box"]
@@ -131,9 +145,14 @@ def test_predict_takes_every_kind_of_picture(run):
 @pytest.mark.parametrize("size", [(1, 1), (20, 4000), (4000, 3)])
 def test_odd_pictures_do_not_break_it(run, size):
     detector = fpn.load(run / "best.safetensors")
+    detector.score = 0.0
     found = fpn.predict(detector, torch.zeros(3, *size, dtype=torch.uint8), 0.0, "cpu")
     height, width = size
-    assert (found.boxes >= 0).all() and (found.boxes <= torch.tensor([width, height, width, height])).all()
+    assert (
+        len(found) > 0
+        and (found.boxes >= 0).all()
+        and (found.boxes <= torch.tensor([width, height, width, height])).all()
+    )
 
 
 def test_resume_goes_on_where_the_run_stopped(run, data, tmp_path, capsys):
@@ -174,6 +193,12 @@ def test_mistakes_are_told_in_one_line(run, data, tmp_path, capsys):
         (["train", data, "--batch", "0", *SMALL], "batch is 0"),
         (["train", data, "--lr", "-1", *SMALL], "lr is -1"),
         (["train", data, "--short", "8", *SMALL[:4]], "short 8"),
+        (["train", data, "--width", "0", *SMALL[:6]], "width 0"),
+        (["train", data, "--anchors", "1", "2", *SMALL], "need five"),
+        (["train", data, "--flip", "2", *SMALL], "flip is 2"),
+        (["train", data, "--seed", "-1", *SMALL], "seed is -1"),
+        (["train", data, "--out", notes, *SMALL], "notes.txt"),
+        (["predict", checkpoint, data, "--out", notes / "x"], "notes.txt"),
         (["train", data, "--resume", "--out", empty, *SMALL], "no run to resume"),
         (["eval", notes, data], "notes.txt: not a checkpoint"),
         (["eval", checkpoint, data, "--split", "tset"], "no split 'tset'; it has train, val"),
@@ -213,7 +238,28 @@ def test_info_as_text_and_json(data, capsys):
     assert json.loads(capsys.readouterr().out)["format"] == "coco"
 
 
-@pytest.mark.parametrize("verb", [[], ["train"], ["eval"], ["predict"], ["data", "info"], ["demo"]])
-def test_help_has_a_line_for_every_option(verb, capsys):
-    main([*verb, "--help"])
-    assert "Usage: fpn" in capsys.readouterr().out
+def test_help_explains_every_option_of_training(capsys):
+    main(["train", "--help"])
+    page = capsys.readouterr().out
+    for option in dataclasses.fields(Options):
+        row = page.split("--" + option.name.replace("_", "-"), 1)[1]
+        assert any(word.isalpha() and word.islower() for word in row.split("--")[0].split()), option.name
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(data, tmp_path):
+    """Interrupted after the first epoch, it says what to type, and that works."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "fpn.cli", "train", str(data), "--out", str(out), "--batch", "4", *SMALL]
+    running = subprocess.Popen([*command, "--epochs", "500"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "resume.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    running.send_signal(signal.SIGINT)
+    said = running.communicate(timeout=60)[1]
+    assert running.returncode == 1 and f"--out {out} --resume" in said and "Traceback" not in said
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    done = len(read_rows(out))
+    config["training"]["epochs"] = done + 1
+    (out / "config.yaml").write_text(yaml.safe_dump(config))
+    main(["train", str(data), "--out", str(out), "--resume"])
+    assert len(read_rows(out)) == done + 1

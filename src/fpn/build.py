@@ -91,17 +91,14 @@ def build(
 ) -> FasterRCNN:
     """A detector for the given class names.
 
-    model: "faster_rcnn". backbone: see `fpn.model.backbone.BACKBONES`. weights: the backbone's: "imagenet" (torchvision's,
-    downloaded), "none", or a file with the state dict of torchvision's classification model. options: any field of
+    model: "faster_rcnn". backbone: see `fpn.model.backbone.BACKBONES`. weights: the backbone's: "imagenet" (downloaded
+    by torchvision), "none", or a file with the state dict of torchvision's classification model. options: any field of
     `Spec`, such as `short=512`, or any setting of the detector's class, such as `score=0.01` or `max_detections=300`.
 
     Raises OptionError for values that cannot work and CheckpointError for weights that do not fit.
     """
     own = {field.name for field in fields(Spec)} - {"settings"}
-    chosen = {
-        name: as_tuple(list(v) if isinstance(v, Sequence) and not isinstance(v, str) else v)
-        for name, v in options.items()
-    }
+    chosen = {name: as_tuple(value) for name, value in options.items()}
     settings = {name: value for name, value in chosen.items() if name not in own}
     given = {name: value for name, value in chosen.items() if name in own}
     return from_spec(Spec(model=model, backbone=backbone, classes=tuple(classes), settings=settings, **given), weights)
