@@ -44,7 +44,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "shapes"
-    main(["train", str(data), "--out", str(out), "--epochs", "2", "--batch", "4", *SMALL])
+    main(["train", str(data), "--out", str(out), "--epochs", "2", "--batch", "4", "--scales", "96", "112", *SMALL])
     return out
 
 
@@ -79,6 +79,7 @@ def test_train_leaves_what_the_contract_names(run):
         float(row["loss"]) > 0 and "AP50" in row for row in rows
     )
     config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["training"]["scales"] == [96, 112]
     assert config["training"]["epochs"] == 2 and config["detector"]["backbone"] == "tiny"
 
 

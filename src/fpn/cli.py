@@ -19,7 +19,9 @@ from fpn.training.settings import Options
 from fpn.writing import replacing, write_json
 
 app = App(
-    name="fpn", help="Object detection with Feature Pyramid Networks: labelled images in, a measured detector out."
+    name="fpn",
+    help="Object detection with Feature Pyramid Networks: labelled images in, a measured detector out.",
+    default_parameter=Parameter(consume_multiple=True, negative=""),
 )
 data_app = App(name="data", help="Look at a data set.")
 app.command(data_app)

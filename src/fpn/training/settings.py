@@ -30,9 +30,9 @@ class Options:
     lr
         Learning rate of SGD; 0.02 for 16 images in all, in proportion for others, when left out.
     momentum
-        Of SGD.
+        How much of the last step each step of SGD repeats.
     weight_decay
-        Of SGD; biases and norms are spared.
+        How fast weights shrink; biases and norms are spared.
     warmup
         Steps of linear warm-up; a tenth of all, 1000 at most, when left out.
     schedule
