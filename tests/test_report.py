@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from fpn.drawing import ALARM, colour_of
+from fpn.errors import FpnError
 from fpn.evaluation import report
 from fpn.evaluation.charts import training_charts
 from fpn.evaluation.report import ReportSample, write_report
@@ -199,8 +200,8 @@ def test_a_failure_leaves_no_half_page(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError("no space left")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(FpnError, match="no space"):
         write(tmp_path, title="another")
     monkeypatch.undo()
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob("*.tmp"))
