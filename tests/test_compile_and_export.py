@@ -15,7 +15,7 @@ PRELUDE = """
 
     torch.manual_seed(0)
     torch.set_num_threads(2)
-    detector = fpn.build(backbone="tiny", classes=["a", "b", "c"], weights="none", width=32, hidden=64, score=0.3,
+    detector = fpn.build(backbone="tiny", classes=["a", "b", "c"], weights="none", width=32, hidden=64, score=0.2,
                          proposals_per_level=(100, 100), proposals=(200, 200)).eval()
     for layer in (detector.box_head.classes, detector.box_head.offsets, detector.rpn.objectness, detector.rpn.offsets):
         torch.nn.init.normal_(layer.weight, std=0.2)

@@ -129,7 +129,7 @@ class FasterRCNN(nn.Module):
         row = torch.arange(images.shape[2], device=images.device)[:, None]
         column = torch.arange(images.shape[3], device=images.device)
         inside = (row < sizes[:, 0, None, None]) & (column < sizes[:, 1, None, None])
-        return (pixels * inside[:, None]).contiguous(memory_format=torch.channels_last)
+        return pixels * inside[:, None]
 
     def propose(
         self, rpn_out: RpnOutput, anchors: dict[int, Tensor], sizes: Int64[Tensor, "B 2"], training: bool

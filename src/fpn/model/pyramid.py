@@ -63,5 +63,7 @@ class FPN(nn.Module):
         for level in reversed(lower):
             top = (self.lateral[str(level)](c[level]) + upsample_to(top, c[level])) * self.scale
             p[level] = self.output[str(level)](top)
-        p[highest + 1] = p[highest][:, :, ::2, ::2]
+        p[highest + 1] = F.max_pool2d(
+            p[highest], kernel_size=1, stride=2
+        )  # no pooling: every second place, densely laid out
         return dict(sorted(p.items()))
