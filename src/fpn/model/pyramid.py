@@ -66,4 +66,4 @@ class FPN(nn.Module):
         p[highest + 1] = F.max_pool2d(
             p[highest], kernel_size=1, stride=2
         )  # no pooling: every second place, densely laid out
-        return dict(sorted(p.items()))
+        return {level: p[level] for level in sorted(p)}
