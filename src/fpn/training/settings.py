@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -116,7 +116,7 @@ def resolve(options: Options, train: Split, short: int) -> Settings:
 
     Raises OptionError for what cannot work.
     """
-    given = {field.name: getattr(options, field.name) for field in fields(options)}
+    given = vars(options)
     check(**given)
     device = pick_device(options.device)
     check_devices(device, options.devices)

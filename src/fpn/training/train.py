@@ -159,7 +159,6 @@ HARMLESS = (
     ".*The number of training batches.*",
     ".*recommended to use.*sync_dist=True.*",
     ".*LeafSpec.*is deprecated.*",
-    ".*`isinstance\\(treespec, LeafSpec\\)`.*",
 )
 
 
