@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import torch
 from cyclopts import App, Parameter
 from cyclopts.config import Yaml
 
+from fpn.data.command import data_app
 from fpn.errors import FpnError, OptionError
 from fpn.training.settings import Options
 from fpn.writing import replacing, write_json
@@ -23,7 +23,6 @@ app = App(
     help="Object detection with Feature Pyramid Networks: labelled images in, a measured detector out.",
     default_parameter=Parameter(consume_multiple=True, negative=""),
 )
-data_app = App(name="data", help="Look at a data set.")
 app.command(data_app)
 
 
@@ -53,26 +52,6 @@ def with_config(
         raise OptionError(f"{config}: no such configuration file")
     app.config = () if config is None else (Yaml(config, must_exist=True),)
     app(tokens, result_action="return_value")
-
-
-@data_app.command(name="info")
-def data_info(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json")] = False) -> None:
-    """Format, splits, classes, sizes of images and boxes, and defects of a data set.
-
-    Parameters
-    ----------
-    path
-        A folder in COCO, Pascal VOC or YOLO format, or a COCO JSON file.
-    as_json
-        Print JSON for other programs.
-    """
-    from fpn import data
-
-    description = data.describe(data.load(path))
-    if as_json:
-        print(json.dumps(description, indent=2, ensure_ascii=False))
-    else:
-        data.print_info(description)
 
 
 @app.command
