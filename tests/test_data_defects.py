@@ -109,6 +109,10 @@ def test_coco_boxes(tmp_path: Path) -> None:
         f"images/a.png: box 9 {missing} {where.format(9)}",
         f"images/a.png: box 10 has category_id 99, which no category has; left out {where.format(10)}",
     ]
+    assert [problem.kind for problem in data.problems] == [
+        *("unknown-image", "box-zero-size", "box-zero-size", "box-not-finite", "box-not-finite"),
+        *("box-outside", "box-cut", "box-not-finite", "box-not-finite", "unknown-class"),
+    ]
 
 
 def test_coco_ids_that_stand_twice(tmp_path: Path) -> None:
@@ -121,6 +125,45 @@ def test_coco_ids_that_stand_twice(tmp_path: Path) -> None:
         "annotations/instances_val.json: image id 1 (b.png) has the id of a.png; left out, renumber it",
         "annotations/instances_val.json: annotation id 1 stands 2 times; all are kept, renumber",
     ]
+
+
+def test_one_image_in_two_entries(tmp_path: Path) -> None:
+    content = coco_content(PICTURES["train"])
+    content["images"].append({**content["images"][0], "id": 9, "file_name": "elsewhere/a.png"})
+    data = coco_with(tmp_path / "coco", content)
+    assert len(data["val"]) == 4
+    assert "images/a.png: is the file of image ids 1 (a.png) and 9 (elsewhere/a.png)" in listed(data)[0]
+
+    folder = write_voc(tmp_path / "voc")
+    (folder / "Annotations" / "other.xml").write_text(xml(PICTURES["train"][0]))
+    (folder / "ImageSets" / "Main" / "train.txt").write_text("a\nother\n")
+    voc = fpn.data.load(folder)
+    assert listed(voc) == [
+        "Annotations/other.xml: its image JPEGImages/a.png is also that of a.xml; both are kept, delete one"
+    ]
+
+    folder = write_yolo(tmp_path / "yolo")
+    write_image(folder / "images" / "train" / "a.bmp", (40, 80))
+    yolo = fpn.data.load(folder)
+    assert listed(yolo) == ["labels/train/a.txt: belongs to 2 images of this name; all are kept, delete all but one"]
+    assert {problem.kind for problem in (*data.problems, *voc.problems, *yolo.problems)} == {"duplicate-entry"}
+
+
+def test_numbers_as_text_count_and_nested_ones_do_not(tmp_path: Path) -> None:
+    content = coco_content((Picture("a.png", (40, 80), (("cat", 8, 4, 24, 20),) * 3),))
+    content["annotations"][0]["bbox"] = ["8", "4.0", "16", "1.6e1"]
+    content["annotations"][1]["bbox"] = [[8, 4], [16, 16]]
+    content["annotations"][2]["bbox"] = [[8], [4], [16], [16]]
+    data = coco_with(tmp_path, content)
+    assert data["val"].boxes.tolist() == [[8, 4, 24, 20]]
+    assert [problem.kind for problem in data.problems] == ["box-not-finite"] * 2
+
+
+def test_words_from_files_cannot_break_the_terminal(tmp_path: Path) -> None:
+    content = coco_content(PICTURES["train"])
+    content["images"][0]["file_name"] = "\x1b[2J\ud800\n" + "x" * 10_000
+    problem = coco_with(tmp_path, content).problems[0]
+    assert problem.file.startswith("\\x1b[2J\\ud800\\nxxx") and len(problem.file) < 1020 and str(problem).isprintable()
 
 
 def test_coco_missing_and_unreadable_images(tmp_path: Path) -> None:

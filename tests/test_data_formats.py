@@ -30,7 +30,8 @@ def test_same_content_gives_the_same_arrays(form: str, tmp_path: Path) -> None:
     data = fpn.data.load(WRITERS[form](tmp_path))
     assert data.format == form
     assert data.classes == ("cat", "dog")
-    assert data.problems == [] and data.notes == []
+    assert data.problems == []
+    assert data.notes == ["no box of val has the class 'dog', so there is no score for it"]
     assert list(data) == ["train", "val"]
 
     train = data["train"]
@@ -183,7 +184,14 @@ def test_coco_classes_are_joined_over_the_splits(tmp_path: Path) -> None:
     assert data.classes == ("cat", "dog", "owl")
     assert data["val"].category_ids.tolist() == data["train"].category_ids.tolist() == [1, 2, 7]
     assert data["val"].labels.tolist() == [0]
-    assert any("'owl'" in note for note in data.notes)
+    assert data.notes == [
+        "instances_train.json lacks 1 of the 3 categories of the other files, such as 'owl': make sure that its images "
+        "show no such objects",
+        "instances_val.json lacks 1 of the 3 categories of the other files, such as 'dog': make sure that its images "
+        "show no such objects",
+        "no box has the class 'owl'",
+        "no box of val has the class 'dog', so there is no score for it",
+    ]
 
 
 def test_coco_category_that_means_two_things(tmp_path: Path) -> None:

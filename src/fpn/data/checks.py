@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from fpn.data.dataset import Problem, Split
+from fpn.data.dataset import Problem, Split, printable
 from fpn.data.images import image_size
-from fpn.errors import ImageError
+from fpn.errors import DataError, ImageError
 
 ROUNDING = 0.5  # pixels that a box may reach over the border without being listed: tools round coordinates
+LONGEST_NAME = 500  # characters of a class name
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class RawSplit:
 
     `files` exist, but need not be readable. `sizes` are 0 where the annotation has none. `boxes` are x1, y1, x2, y2 in
     pixels, or in fractions of width and height where `normalised`; NaN where a number is missing. `areas` are NaN where
-    they are to be those of the boxes. `refused` holds the rows that the reader itself rejects, with the reason.
+    they are to be those of the boxes. `refused` holds the rows whose class the reader rejects, with the reason.
     `where` names a row: the file, the item in it, and a detail for the end of the message (or "").
     """
 
@@ -44,13 +45,29 @@ class RawSplit:
     normalised: bool = False
 
 
+def check_classes(names: Iterable[str], file: Path) -> None:
+    """Refuses names that could not be shown or written into a checkpoint.
+
+    Raises:
+        DataError: a name is empty, very long, or holds control characters or half a surrogate pair.
+    """
+    for name in names:
+        if not name.strip() or len(name) > LONGEST_NAME or printable(name) != name:
+            start = repr(name[:40]) + "..." * (len(name) > 40)
+            raise DataError(
+                f"{file}: {start} cannot be the name of a class; a name has 1 to {LONGEST_NAME} characters, all of "
+                "them printable; rename it"
+            )
+
+
 def check(raw: RawSplit, problems: list[Problem]) -> Split:
     """The usable images and boxes of `raw`, grouped by image; appends to `problems` all that is wrong."""
     sizes = _complete_sizes(raw, problems)
     usable_image = np.all(sizes > 0, axis=1)
     boxes = raw.boxes
     if raw.normalised:
-        boxes = boxes * sizes[raw.image_of][:, [1, 0, 1, 0]]
+        with np.errstate(over="ignore", invalid="ignore"):
+            boxes = boxes * sizes[raw.image_of][:, [1, 0, 1, 0]]
     boxes, usable_box = _check_boxes(raw, boxes, sizes, usable_image, problems)
 
     rows = np.flatnonzero(usable_box)
@@ -94,7 +111,7 @@ def _complete_sizes(raw: RawSplit, problems: list[Problem]) -> np.ndarray:
         for index, size in zip(unknown, found, strict=True):
             if isinstance(size, ImageError):
                 text = str(size).removeprefix(f"{raw.root / raw.files[index]}: ")
-                problems.append(Problem(raw.files[index], "", f"{text}; the image is left out"))
+                problems.append(Problem(raw.files[index], "", f"{text}; the image is left out", "unreadable-image"))
             else:
                 sizes[index] = size
     return sizes
@@ -120,15 +137,17 @@ def _check_boxes(
         x1, y1, x2, y2 = boxes[row].tolist()
         place, size = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})", f"{limits[row, 0]:g}x{limits[row, 1]:g}"
         if not accepted[row]:
-            text = f"{raw.refused[row]}; left out"
+            kind, text = "unknown-class", f"{raw.refused[row]}; left out"
         elif not finite[row]:
+            kind = "box-not-finite"
             text = "has a coordinate that is missing or not a finite number; left out, mend or delete it"
         elif not sized[row]:
+            kind = "box-zero-size"
             text = f"has width {x2 - x1:g} and height {y2 - y1:g}; left out, mend or delete it"
         elif not inside[row]:
-            text = f"{place} lies outside the {size} image; left out, mend or delete it"
+            kind, text = "box-outside", f"{place} lies outside the {size} image; left out, mend or delete it"
         else:
-            text = f"{place} reaches outside the {size} image; cut at the border"
+            kind, text = "box-cut", f"{place} reaches outside the {size} image; cut at the border"
         file, item, detail = raw.where(row)
-        problems.append(Problem(file, item, f"{text} ({detail})" if detail else text))
+        problems.append(Problem(file, item, f"{text} ({detail})" if detail else text, kind))
     return clipped, usable

@@ -2,23 +2,28 @@
 
 folder/annotations/instances_train2017.json     or   folder/train/_annotations.coco.json   or   folder/train.json
 folder/train2017/*.jpg  (or images/, images/train2017/ ...)
+
+Image files lie in the data set's folder, whatever the annotations say: of a name with ".." in it, or one that starts at
+the root of a disk, only the part after the last slash counts.
 """
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
+import posixpath
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fpn.data.checks import RawSplit, check
+from fpn.data.checks import RawSplit, check, check_classes
+from fpn.data.coco_columns import Content, ImageEntry, read_columns, to_id, to_numbers
 from fpn.data.dataset import Data, Problem, Split
-from fpn.data.files import Listing
+from fpn.data.files import Listing, files_in, is_image_name
 from fpn.data.splits import ALIASES, UNSPLIT, canonical, ordered
 from fpn.errors import DataError
 
@@ -36,12 +41,16 @@ def looks_like(path: Path) -> bool:
 
 def find_annotations(path: Path) -> list[Path]:
     """The instances files of a folder: in annotations/, at the top, or in split folders (as Roboflow exports them)."""
-    found = sorted((path / "annotations").glob("*.json"))
+    found = _json_files(path / "annotations")
     if not found:
-        elsewhere = [*path.glob("*.json"), *(file for name in ALIASES for file in (path / name).glob("*.json"))]
+        elsewhere = [*_json_files(path), *(file for name in ALIASES for file in _json_files(path / name))]
         found = sorted(file for file in elsewhere if _mentions_images(file))
     instances = [file for file in found if file.name.startswith("instances")]
     return instances or [file for file in found if not file.name.startswith(_OTHER_TASKS)]
+
+
+def _json_files(folder: Path) -> list[Path]:
+    return [file for file in files_in(folder, ".json") if not file.name.startswith(".")]
 
 
 def _mentions_images(file: Path) -> bool:
@@ -59,12 +68,9 @@ def read(path: Path) -> Data:
         DataError: a file is cut off or not of this format, two files are the same split, or the classes contradict
             each other.
     """
-    if path.is_file():
-        files, root = [path], path.parent.parent if path.parent.name == "annotations" else path.parent
-    else:
-        files, root = find_annotations(path), path
-    root = Path(os.path.abspath(root))
-    contents = {file: _parse(file) for file in files}
+    files = [path] if path.is_file() else find_annotations(path)
+    root = _root(path)
+    contents = {file: read_columns(file) for file in files}
     others = {file: text for file, content in contents.items() if (text := _not_instances(content))}
     if len(others) == len(files):
         file, text = next(iter(others.items()))
@@ -79,14 +85,31 @@ def read(path: Path) -> Data:
             raise DataError(f"{path}: {named[name].name} and {file.name} look like the same split {name!r}; {rename}")
         named[name] = file
     problems: list[Problem] = []
-    by_split = {name: contents[named[name]] for name in ordered(named)}
+    by_split = {name: Content(**contents[named[name]]) for name in ordered(named)}
     classes, category_names = _classes(by_split, named, problems)
     listing = Listing()
     splits = {
         name: _read_split(name, named[name], content, root, classes, category_names, listing, problems)
         for name, content in by_split.items()
     }
+    for name, own in category_names.items():
+        known = set(own.values())
+        absent = [class_name for class_name in classes if class_name not in known]
+        if absent:
+            text = f"lacks {len(absent)} of the {len(classes)} categories of the other files, such as {absent[0]!r:.60}"
+            notes.append(f"{named[name].name} {text}: make sure that its images show no such objects")
     return Data(path, "coco", classes, splits, problems, notes)
+
+
+def _root(path: Path) -> Path:
+    """The data set's folder: the parent of annotations/, or of a folder of JSON files alone that is beside images/."""
+    folder = Path(os.path.abspath(path.parent if path.is_file() else path))
+    if path.is_file() and folder.name == "annotations":
+        return folder.parent
+    if not (folder.parent / "images").is_dir():
+        return folder
+    with os.scandir(folder) as entries:
+        return folder if any(entry.is_dir() or is_image_name(entry.name) for entry in entries) else folder.parent
 
 
 def _split_name(file: Path, root: Path) -> str:
@@ -97,57 +120,47 @@ def _split_name(file: Path, root: Path) -> str:
     return own or (rest if rest not in (file.stem, "default") else UNSPLIT)
 
 
-def _parse(file: Path) -> Any:
-    try:
-        return json.loads(file.read_bytes())
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{file}: not valid JSON at line {error.lineno}, column {error.colno} (character {error.pos} of "
-            f"{len(error.doc)}): {error.msg}; the file may be cut off, copy or export it again"
-        ) from error
-    except (ValueError, RecursionError, OSError) as error:
-        raise DataError(f"{file}: cannot be read as JSON ({error}); copy or export it again") from error
-
-
-def _not_instances(content: Any) -> str:
-    """Why parsed JSON is not an instances file; empty if it is."""
-    lists = content if isinstance(content, dict) else {}
-    lacking = [repr(key) for key in _KEYS if not isinstance(lists.get(key), list)]
+def _not_instances(content: dict[str, Any]) -> str:
+    """Why what was read from a JSON file is not that of an instances file; empty if it is."""
+    lacking = [repr(key) for key in _KEYS if key not in content]
     if not lacking:
         return ""
     return f"not a COCO instances file, it has no list {', '.join(lacking)} (needed: images, annotations, categories)"
 
 
 def _classes(
-    contents: dict[str, dict[str, Any]], files: dict[str, Path], problems: list[Problem]
+    contents: dict[str, Content], files: dict[str, Path], problems: list[Problem]
 ) -> tuple[tuple[str, ...], dict[str, dict[int, str]]]:
     """The class names of all files in their order, and of each split the name of each category id."""
     by_split: dict[str, dict[int, str]] = {}
     seen: dict[int, tuple[str, Path]] = {}
     for split, content in contents.items():
         own = by_split[split] = {}
-        for category in content["categories"]:
-            match category:
-                case {"id": int(number), "name": str(name)} if name:
-                    own[number] = name
-                case _:
-                    raise DataError(f"{files[split]}: category {category!r} needs a whole number 'id' and a 'name'")
+        for category in content.categories:
+            number, name = (category.get("id"), category.get("name")) if isinstance(category, dict) else (None, None)
+            number = to_id(number)
+            if not isinstance(number, int) or abs(number) >= 2**63 or not isinstance(name, str):
+                raise DataError(f"{files[split]}: category {_shown(category)} needs a whole number 'id' and a 'name'")
             known, where = seen.setdefault(number, (name, files[split]))
             if known != name:
                 raise DataError(
-                    f"{files[split]}: category id {number} is {name!r}, but {known!r} in {where}; "
+                    f"{files[split]}: category id {number} is {name!r:.80}, but {known!r:.80} in {where}; "
                     "give each class one id in all files"
                 )
-        for name, times in Counter(own.values()).items():
-            if times > 1:
-                ids = [number for number, other in own.items() if other == name]
+            own[number] = name
+        check_classes(own.values(), files[split])
+        numbers: dict[str, list[int]] = {}
+        for number, name in own.items():
+            numbers.setdefault(name, []).append(number)
+        for name, ids in numbers.items():
+            if len(ids) > 1:
                 text = f"{name!r} is the name of categories {ids}; they are taken as one class"
-                problems.append(Problem(files[split].name, "categories:", text))
+                problems.append(Problem(files[split].name, "categories:", text, "duplicate-class"))
     return tuple(dict.fromkeys(name for own in by_split.values() for name in own.values())), by_split
 
 
 def _category_ids(
-    classes: tuple[str, ...], own: dict[int, str], all_splits: dict[str, dict[int, str]], used: list[Any]
+    classes: tuple[str, ...], own: dict[int, str], all_splits: dict[str, dict[int, str]], used: Sequence[Any]
 ) -> np.ndarray:
     """(K,) int64: the id of each class in its split's own numbering, or another split's where it has none.
 
@@ -166,7 +179,7 @@ def _category_ids(
 def _read_split(
     name: str,
     file: Path,
-    content: dict[str, Any],
+    content: Content,
     root: Path,
     classes: tuple[str, ...],
     category_names: dict[str, dict[int, str]],
@@ -174,32 +187,35 @@ def _read_split(
     problems: list[Problem],
 ) -> Split:
     shown = os.path.relpath(os.path.abspath(file), root)
-    images, files = _images(content["images"], name, file, root, listing, problems)
-    rows, image_of, numbers = _annotations(content, images, shown, problems)
-    own = category_names[name]
-    categories = [_key(row.get("category_id")) for row in rows]
-    label_of: dict[Any, int] = {number: classes.index(class_name) for number, class_name in own.items()}
+    images, files = _images(content.images, name, file, root, listing, problems)
+    rows, image_of = _owners(content, images, shown, problems)
+    numbers = _numbers_in_image(image_of)
+    ids = [content.annotations.ids[row] for row in rows.tolist()]
+    _report_repeated(ids, shown, problems)
+    categories = [content.annotations.category_ids[row] for row in rows.tolist()]
+    position = {class_name: label for label, class_name in enumerate(classes)}
+    label_of: dict[Any, int] = {number: position[name] for number, name in category_names[name].items()}
     labels = np.array([label_of.get(category, -1) for category in categories], dtype=np.int64)
-    boxes = _numbers([row.get("bbox") for row in rows], 4)
+    boxes = content.annotations.boxes[rows]
     with np.errstate(over="ignore", invalid="ignore"):
         boxes[:, 2:] += boxes[:, :2]
 
     def where(row: int) -> tuple[str, str, str]:
-        return files[image_of[row]], f"box {numbers[row]}", f"{shown}, annotation id {rows[row].get('id')}"
+        return files[image_of[row]], f"box {numbers[row]}", f"{shown}, annotation id {ids[row]}"
 
     raw = RawSplit(
         name=name,
         root=root,
         classes=classes,
-        category_ids=_category_ids(classes, own, category_names, categories),
+        category_ids=_category_ids(classes, category_names[name], category_names, categories),
         files=files,
         image_ids=_image_ids(images, shown, problems),
         sizes=_sizes(images),
-        image_of=np.array(image_of, dtype=np.int64),
+        image_of=image_of,
         boxes=boxes,
         labels=labels,
-        ignore=np.array([row.get("iscrowd") in (1, "1") or row.get("ignore") in (1, "1") for row in rows], dtype=bool),
-        areas=_numbers([row.get("area") for row in rows], 1)[:, 0],
+        ignore=content.annotations.ignore[rows],
+        areas=content.annotations.areas[rows],
         refused={
             int(row): f"has category_id {categories[row]}, which no category has" for row in np.flatnonzero(labels < 0)
         },
@@ -208,61 +224,79 @@ def _read_split(
     return check(raw, problems)
 
 
-def _annotations(
-    content: dict[str, Any], images: list[dict[str, Any]], shown: str, problems: list[Problem]
-) -> tuple[list[dict[str, Any]], list[int], list[int]]:
-    """The annotations of the given images, the position of each one's image, and its number in the image, from 1."""
-    position: dict[Any, int] = {_key(image["id"]): index for index, image in enumerate(images)}
-    left_out = {_key(image.get("id")) for image in content["images"] if isinstance(image, dict)} - position.keys()
-    rows, image_of, numbers = [], [], []
-    in_image = [0] * len(images)
-    for annotation in content["annotations"]:
-        image_id = _key(annotation.get("image_id")) if isinstance(annotation, dict) else None
-        index = position.get(image_id)
-        if index is not None:
-            in_image[index] += 1
-            rows.append(annotation)
-            image_of.append(index)
-            numbers.append(in_image[index])
-        elif image_id is None or image_id not in left_out:
-            number = annotation.get("id") if isinstance(annotation, dict) else None
-            text = f"is of image id {image_id}, which no image has; left out"
-            problems.append(Problem(shown, f"annotation id {number}", text))
-    for key, times in Counter(_key(row.get("id")) for row in rows).items():
-        if times > 1 and key is not None:
-            problems.append(Problem(shown, f"annotation id {key}", f"stands {times} times; all are kept, renumber"))
-    return rows, image_of, numbers
+def _owners(
+    content: Content, images: list[ImageEntry], shown: str, problems: list[Problem]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the annotations whose image is one of `images`, and the position of that image; (M,) int64 both."""
+    position: dict[Any, int] = {image.id: index for index, image in enumerate(images)}
+    image_ids = content.annotations.image_ids
+    image_of = np.array([position.get(image_id, -1) for image_id in image_ids], dtype=np.int64)
+    left_out = {image.id for image in content.images} - position.keys() - {None}
+    for row in np.flatnonzero(image_of < 0).tolist():
+        if image_ids[row] not in left_out:
+            text = f"is of image id {image_ids[row]}, which no image has; left out"
+            item = f"annotation id {content.annotations.ids[row]}"
+            problems.append(Problem(shown, item, text, "unknown-image"))
+    rows = np.flatnonzero(image_of >= 0)
+    return rows, image_of[rows]
+
+
+def _numbers_in_image(image_of: np.ndarray) -> np.ndarray:
+    """(M,) int64: which box of its image each one is, from 1."""
+    order = np.argsort(image_of, kind="stable")
+    ends = np.cumsum(np.bincount(image_of))
+    starts = np.concatenate([[0], ends])[image_of[order]] if len(order) else order
+    numbers = np.empty_like(order)
+    numbers[order] = np.arange(len(order)) - starts + 1
+    return numbers
+
+
+def _report_repeated(ids: list[int | str | None], shown: str, problems: list[Problem]) -> None:
+    if len(set(ids)) == len(ids):
+        return
+    for annotation_id, times in Counter(ids).items():
+        if times > 1 and annotation_id is not None:
+            text = f"stands {times} times; all are kept, renumber"
+            problems.append(Problem(shown, f"annotation id {annotation_id}", text, "duplicate-id"))
 
 
 def _images(
-    entries: list[Any], name: str, file: Path, root: Path, listing: Listing, problems: list[Problem]
-) -> tuple[list[dict[str, Any]], list[str]]:
+    entries: list[ImageEntry], name: str, file: Path, root: Path, listing: Listing, problems: list[Problem]
+) -> tuple[list[ImageEntry], list[str]]:
     """The image entries that can be used and their files relative to root."""
     shown = os.path.relpath(os.path.abspath(file), root)
-    entries_by_id: dict[Any, dict[str, Any]] = {}
+    by_id: dict[int | str, ImageEntry] = {}
     for number, entry in enumerate(entries, 1):
-        image_id = _key(entry.get("id")) if isinstance(entry, dict) else None
-        if image_id is None or not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
-            problems.append(Problem(shown, f"image {number}", "has no 'id' or no 'file_name'; left out, add them"))
-        elif image_id in entries_by_id:
-            text = f"({entry['file_name']}) has the id of {entries_by_id[image_id]['file_name']}; left out, renumber it"
-            problems.append(Problem(shown, f"image id {image_id}", text))
+        if entry.id is None or not entry.file_name:
+            text = "has no 'id' or no 'file_name'; left out, add them"
+            problems.append(Problem(shown, f"image {number}", text, "broken-annotation"))
+        elif entry.id in by_id:
+            text = f"({entry.file_name}) has the id of {by_id[entry.id].file_name}; left out, renumber it"
+            problems.append(Problem(shown, f"image id {entry.id}", text, "duplicate-id"))
         else:
-            entries_by_id[image_id] = entry
+            by_id[entry.id] = entry
 
-    candidates = list(entries_by_id.values())
+    candidates = list(by_id.values())
     folders = _image_folders(name, file, root)
-    files = _find_images([entry["file_name"].replace("\\", "/") for entry in candidates], folders, root, listing)
+    files = _find_images([entry.file_name for entry in candidates], folders, root, listing)
     missing = [entry for entry, found in zip(candidates, files, strict=True) if found is None]
     places = ", ".join(os.path.relpath(folder, root) for folder in folders)
     if missing and len(missing) == len(candidates):
-        text = f"none of its {len(missing)} images ({missing[0]['file_name']}, ...) is in {places}; add them"
-        problems.append(Problem(shown, "", text))
+        text = f"none of its {len(missing)} images ({missing[0].file_name:.80}, ...) is in {places}; add them"
+        problems.append(Problem(shown, "", text, "missing-image"))
     else:
         for entry in missing:
-            text = f"image not found in {places} ({shown}, image id {entry['id']}); left out, add the file"
-            problems.append(Problem(entry["file_name"], "", text))
+            text = f"image not found in {places} ({shown}, image id {entry.id}); left out, add the file"
+            problems.append(Problem(entry.file_name, "", text, "missing-image"))
     kept = [(entry, found) for entry, found in zip(candidates, files, strict=True) if found is not None]
+    first: dict[str, ImageEntry] = {}
+    for entry, found in kept:
+        other = first.setdefault(found, entry)
+        if other is not entry:
+            text = (
+                f"is the file of image ids {other.id} ({other.file_name}) and {entry.id} ({entry.file_name}) in {shown}"
+            )
+            problems.append(Problem(found, "", f"{text}; both are kept, join them", "duplicate-entry"))
     return [entry for entry, _ in kept], [found for _, found in kept]
 
 
@@ -272,7 +306,7 @@ def _image_folders(name: str, file: Path, root: Path) -> list[str]:
     names = list(dict.fromkeys([raw_name, name, *(alias for alias, split in ALIASES.items() if split == name)]))
     beside = Path(os.path.abspath(file.parent))
     folders = [root / "images" / n for n in names] + [root / n / "images" for n in names] + [root / n for n in names]
-    folders += [beside / "images", root / "images", root / "data", root, beside.parent / "images"]
+    folders += [beside / "images", root / "images", root / "data", root]
     if beside.name != "annotations":
         folders.insert(0 if beside != root else len(folders), beside)
     return [str(folder) for folder in dict.fromkeys(folders) if folder.is_dir()]
@@ -280,47 +314,42 @@ def _image_folders(name: str, file: Path, root: Path) -> list[str]:
 
 def _find_images(names: list[str], folders: list[str], root: Path, listing: Listing) -> list[str | None]:
     """Each image's file relative to root: under its name with folders if it exists so, else under its bare name."""
-    found: dict[int, str] = {}
+    found: list[str | None] = [None] * len(names)
+    parts = [posixpath.split(name) for name in names]
+    heads = {head: posixpath.normpath(head) if head else "" for head, _ in parts}
+    leaving = {head for head, clean in heads.items() if clean.startswith(("/", "..")) or clean[1:2] == ":"}
     for bare in (False, True):
         for folder in folders:
-            for index in (index for index in range(len(names)) if index not in found):
-                path = os.path.join(folder, os.path.basename(names[index]) if bare else names[index])
-                if path in listing:
-                    found[index] = os.path.relpath(path, root)
-    return [found.get(index) for index in range(len(names))]
+            places = (
+                {"": folder} if bare else {head: os.path.join(folder, heads[head]) for head in heads.keys() - leaving}
+            )
+            there = {head: listing.names(place) for head, place in places.items()}
+            prefixes = {head: os.path.relpath(places[head], root) + os.sep for head, here in there.items() if here}
+            for index in (index for index, file in enumerate(found) if file is None):
+                head, tail = parts[index]
+                head = "" if bare else head
+                if tail in there.get(head, ()):
+                    found[index] = (prefixes[head] + tail).removeprefix(os.curdir + os.sep)
+    return found
 
 
-def _image_ids(images: list[dict[str, Any]], shown: str, problems: list[Problem]) -> np.ndarray:
-    ids = [_key(image["id"]) for image in images]
-    whole = [image_id for image_id in ids if isinstance(image_id, int) and abs(image_id) < 2**63]
-    if len(whole) == len(ids):
+def _image_ids(images: list[ImageEntry], shown: str, problems: list[Problem]) -> np.ndarray:
+    whole = [image.id for image in images if isinstance(image.id, int) and abs(image.id) < 2**63]
+    if len(whole) == len(images):
         return np.array(whole, dtype=np.int64)
-    problems.append(Problem(shown, "images:", "some ids are not integers; the images are numbered from 1 instead"))
-    return np.arange(1, len(ids) + 1)
+    text = "some ids are not integers; the images are numbered from 1 instead"
+    problems.append(Problem(shown, "images:", text, "id-not-integer"))
+    return np.arange(1, len(images) + 1)
 
 
-def _sizes(images: list[dict[str, Any]]) -> np.ndarray:
+def _sizes(images: list[ImageEntry]) -> np.ndarray:
     """(I, 2) int64 height and width, 0 where the entry does not have them."""
-    sizes = _numbers([(image.get("height"), image.get("width")) for image in images], 2)
+    sizes = to_numbers([(image.height, image.width) for image in images], 2)
     return np.nan_to_num(sizes, nan=0, posinf=0, neginf=0).clip(0, 2**31).astype(np.int64)
 
 
-def _numbers(values: list[Any], width: int) -> np.ndarray:
-    """(len(values), width) float64; a row in which something is no number is NaN."""
+def _shown(value: Any) -> str:
     try:
-        return np.array(values, dtype=np.float64).reshape(len(values), width)
-    except (ValueError, TypeError, OverflowError):
-        rows = np.full((len(values), width), np.nan)
-    for row, value in zip(rows, values, strict=True):
-        try:
-            row[:] = np.array(value, dtype=np.float64).reshape(width)
-        except (ValueError, TypeError, OverflowError):
-            continue
-    return rows
-
-
-def _key(value: Any) -> int | str | None:
-    """An id as it may be used to look things up; None for what cannot be one."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, int | str) else None
+        return f"{value!r:.80}"
+    except RecursionError:
+        return f"(a deeply nested {type(value).__name__})"

@@ -5,6 +5,7 @@ Arrays rather than objects, so that 100,000 images take megabytes and worker pro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +15,53 @@ import numpy as np
 
 from fpn.errors import DataError
 
+# The kinds of defects that the readers list, and what each says.
+KINDS = {
+    "missing-image": "an annotation speaks of an image that is not there",
+    "unreadable-image": "the header of an image cannot be read",
+    "missing-annotation": "a list names an image that has no annotation file",
+    "missing-folder": "a configuration names a folder or list that is not there",
+    "path-outside": "a path leads out of the data set's folder",
+    "broken-annotation": "an annotation file, an entry or a line of it cannot be understood",
+    "unknown-image": "a box belongs to an image that the annotations do not have",
+    "unknown-class": "a box has no class, or one that the data set does not define",
+    "duplicate-class": "several classes have the same name",
+    "duplicate-id": "an id of an image or an annotation is used more than once",
+    "duplicate-entry": "an image is listed more than once in one split",
+    "id-not-integer": "ids of images are not whole numbers",
+    "box-not-finite": "a coordinate is missing or not a finite number",
+    "box-zero-size": "a width or height is zero or negative",
+    "box-outside": "a box lies wholly outside its image",
+    "box-cut": "a box reached over the border of its image and was cut there",
+}
+
+
+_LONGEST_TEXT = 1000  # characters
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # control, line ends, surrogates
+
+
+def printable(text: str) -> str:
+    """Words from a file as they can be shown: what would break a line, a terminal or UTF-8 is escaped, and the end of
+    very long ones is left out."""
+    text = text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "..."
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
 
 @dataclass(frozen=True)
 class Problem:
-    """One defect found while reading, in words: the file, the item in it, what is wrong and what was done about it."""
+    """One defect, in words: the file, the item in it, what is wrong and what was done about it.
+
+    `kind` is a short name for programs; those that the readers give are in `KINDS`.
+    """
 
     file: str
     item: str
     text: str
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("file", "item", "text"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
 
     def __str__(self) -> str:
         return f"{self.file}: {self.item} {self.text}" if self.item else f"{self.file}: {self.text}"

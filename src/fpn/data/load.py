@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fpn.data import coco, voc, yolo
-from fpn.data.dataset import Data
+from fpn.data.dataset import Data, Split
 from fpn.data.splits import UNSPLIT, add_missing
 from fpn.errors import DataError
 
@@ -43,10 +43,28 @@ def load(path: str | os.PathLike[str], seed: int = 0) -> Data:
     splits, made = add_missing(splits, seed)
     if UNSPLIT in splits and len(splits) == 1:
         splits = {"train": splits[UNSPLIT]}
-    unused = [name for name, count in zip(data.classes, counts, strict=True) if not count]
+    return dataclasses.replace(data, splits=splits, notes=[*data.notes, *notes, *made, *_class_notes(splits, counts)])
+
+
+def _class_notes(splits: dict[str, Split], counts: np.ndarray) -> list[str]:
+    """Which classes have no box at all (`counts` (K,) are those of all boxes), and which have none in one split."""
+    notes = []
+    classes = next(iter(splits.values())).classes
+    unused = [name for name, count in zip(classes, counts, strict=True) if not count]
     if unused:
-        made.append(f"no box has the class {', '.join(map(repr, unused))}")
-    return dataclasses.replace(data, splits=splits, notes=[*data.notes, *notes, *made])
+        notes.append(f"no box has the class {_listed(unused)}")
+    for split in splits.values():
+        here = np.bincount(split.labels, minlength=len(classes))
+        absent = [classes[label] for label in np.flatnonzero((here == 0) & (counts > 0))]
+        effect = "so it cannot be learnt" if split.name == "train" else "so there is no score for it"
+        if absent:
+            notes.append(f"no box of {split.name} has the class {_listed(absent)}, {effect}")
+    return notes
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(f"{name!r:.60}" for name in names[:10])
+    return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown
 
 
 def _format(path: Path) -> str:
@@ -58,6 +76,7 @@ def _format(path: Path) -> str:
                 return "coco"
             case ".yaml" | ".yml":
                 return "yolo"
+    if not path.is_dir():
         raise DataError(f"{path}: a data set is a folder, a COCO JSON file or a YOLO data.yaml")
     fitting = [name for name, reader in _READERS.items() if reader.looks_like(path)]
     if len(fitting) == 1:

@@ -3,14 +3,19 @@
     folder/Annotations/*.xml
     folder/JPEGImages/*.jpg
     folder/ImageSets/Main/train.txt, val.txt, test.txt     or, without lists,   folder/train/*.xml beside the images
+    folder/classes.txt     if it is there, the classes in their order, a line each; else they come as they first appear
 
 Coordinates are kept as written, as the edges of the box. VOC itself counted pixels from 1 and included the last one,
 but today's labelling tools write the edges they drew, counted from 0, and nothing in a file tells the two apart; the
 most that VOC's own boxes are off is one pixel at the left and top.
+
+Of the file names in annotations and lists only the part after the last slash counts; images and annotations are looked
+for in the data set's folder alone.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import xml.etree.ElementTree as ET
@@ -20,9 +25,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from fpn.data.checks import RawSplit, check
+from fpn.data.checks import RawSplit, check, check_classes
 from fpn.data.dataset import Data, Problem, Split
-from fpn.data.files import Listing, is_image_name
+from fpn.data.files import Listing, files_in, is_image_name
 from fpn.data.splits import ALIASES, UNSPLIT, canonical, ordered
 from fpn.errors import DataError
 
@@ -40,11 +45,11 @@ def _annotation_folders(path: Path) -> list[Path]:
 
 
 def _is_voc(folder: Path) -> bool:
-    first = next(iter(folder.glob("*.xml")), None)
-    if first is None:
-        return False
-    with first.open("rb") as stream:
-        return folder.name.lower() == "annotations" or b"<annotation" in stream.read(4096)
+    files = files_in(folder, ".xml")
+    if not files or folder.name.lower() == "annotations":
+        return bool(files)
+    with files[0].open("rb") as stream:
+        return b"<annotation" in stream.read(4096)
 
 
 @dataclass(frozen=True)
@@ -74,17 +79,24 @@ def read(path: Path) -> Data:
         try:
             annotations[file] = _parse(file)
         except DataError as error:
-            problems.append(Problem(os.path.relpath(file, root), "", str(error)))
-    classes = tuple(dict.fromkeys(name for a in annotations.values() for name in a.names if name))
+            problems.append(Problem(os.path.relpath(file, root), "", str(error), "broken-annotation"))
+    named = [name for a in annotations.values() for name in a.names if name]
+    classes = tuple(dict.fromkeys([*_listed_classes(root / "classes.txt"), *named]))
     if not classes:
         reason = f"; first problem: {problems[0]}" if problems else ""
         raise DataError(f"{path}: no object in its {len(annotations)} readable annotation files has a class{reason}")
 
+    check_classes(classes, root)
     images = _find_images(root, annotations, listing)
     for file in (file for file in annotations if file not in images):
         names = f"{file.stem}.* or {annotations[file].filename}"
         text = f"its image ({names}) was not found; left out, add it to JPEGImages"
-        problems.append(Problem(os.path.relpath(file, root), "", text))
+        problems.append(Problem(os.path.relpath(file, root), "", text, "missing-image"))
+    first: dict[str, Path] = {}
+    for file, image in images.items():
+        if first.setdefault(image, file) is not file:
+            text = f"its image {image} is also that of {first[image].name}; both are kept, delete one"
+            problems.append(Problem(os.path.relpath(file, root), "", text, "duplicate-entry"))
     usable = {file: annotation for file, annotation in annotations.items() if file in images}
     ids = {file: number for number, file in enumerate(usable, 1)}
     splits = {
@@ -97,12 +109,21 @@ def read(path: Path) -> Data:
     return Data(path, "voc", classes, splits, list(dict.fromkeys(problems)), notes)
 
 
+def _listed_classes(file: Path) -> list[str]:
+    """The lines of the file; none if it is not there."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+    except OSError:
+        return []
+    return [line.strip() for line in lines if line.strip()]
+
+
 def _groups(root: Path, listing: Listing, problems: list[Problem]) -> dict[str, list[Path]]:
     """The annotation files of each split."""
     folder = next((folder for folder in _annotation_folders(root)[:3] if _is_voc(folder)), None)
     if folder is None:
         folders = {name: root / name for name in ALIASES if _is_voc(root / name)}
-        groups = {ALIASES[name]: sorted(folder.glob("*.xml")) for name, folder in folders.items()}
+        groups = {ALIASES[name]: files_in(folder, ".xml") for name, folder in folders.items()}
         return {name: groups[name] for name in ordered(groups)}
 
     stems = {name.removesuffix(".xml") for name in listing.names(folder) if name.endswith(".xml")}
@@ -116,19 +137,21 @@ def _groups(root: Path, listing: Listing, problems: list[Problem]) -> dict[str, 
         for number, line in enumerate(lists[name].read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
             stem = _listed(line, stems)
             if stem in chosen:
-                problems.append(Problem(shown, f"line {number}", f"names {stem} again; it counts once"))
+                text = f"names {stem} again; it counts once"
+                problems.append(Problem(shown, f"line {number}", text, "duplicate-entry"))
             elif stem in stems:
                 chosen[stem] = folder / f"{stem}.xml"
             elif stem:
                 text = f"names {stem}, but {folder.name}/{stem}.xml does not exist; left out"
-                problems.append(Problem(shown, f"line {number}", f"{text} (images without objects need one too)"))
+                text += " (images without objects need one too)"
+                problems.append(Problem(shown, f"line {number}", text, "missing-annotation"))
         groups[name] = list(chosen.values())
     return groups
 
 
 def _lists(main: Path) -> dict[str, Path]:
     """The lists that are splits, by name: not those of one class (dog_train.txt), nor trainval beside train and val."""
-    files = {file.stem: file for file in sorted(main.glob("*.txt")) if not _PER_CLASS_LIST.match(file.stem)}
+    files = {file.stem: file for file in files_in(main, ".txt") if not _PER_CLASS_LIST.match(file.stem)}
     whole = files.pop("trainval", None)
     lists = {canonical(stem) or stem: file for stem, file in files.items()}
     if whole is not None and not ("train" in lists and "val" in lists):
@@ -146,7 +169,10 @@ def _listed(line: str, stems: set[str]) -> str:
 
 
 def _parse(file: Path) -> _Annotation:
-    content = file.read_bytes()
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read ({error}); left out, copy or export it again") from error
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content or b"\0" in content:
         # Entities can blow a small file up to gigabytes; no tool writes them, nor UTF-16, which would hide them.
         raise DataError("has a DOCTYPE or is not plain text; left out, save it as XML without one")
@@ -155,17 +181,21 @@ def _parse(file: Path) -> _Annotation:
     except (ET.ParseError, ValueError, LookupError) as error:
         raise DataError(f"not valid XML ({error}); left out, copy or export it again") from error
     objects = tree.findall("object")
-    edges = ("xmin", "ymin", "xmax", "ymax")
-    boxes = [[_number(item.findtext(f"bndbox/{edge}")) for edge in edges] for item in objects]
+    boxes = [_edges(item.find("bndbox")) for item in objects]
     sides = [_number(tree.findtext(f"size/{side}")) for side in ("height", "width")]
     height, width = (int(side) if 0 < side < 2**31 else 0 for side in sides)
     return _Annotation(
         filename=os.path.basename((tree.findtext("filename") or "").strip().replace("\\", "/")),
         size=(height, width),
-        names=[(item.findtext("name") or "").strip() for item in objects],
+        names=[" ".join((item.findtext("name") or "").split()) for item in objects],
         boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
         difficult=np.array([_number(item.findtext("difficult")) > 0 for item in objects], dtype=bool),
     )
+
+
+def _edges(box: ET.Element | None) -> list[float]:
+    edges = ("xmin", "ymin", "xmax", "ymax")
+    return [math.nan if box is None else _number(box.findtext(edge)) for edge in edges]
 
 
 def _number(text: str | None) -> float:
@@ -178,21 +208,23 @@ def _number(text: str | None) -> float:
 def _find_images(root: Path, annotations: dict[Path, _Annotation], listing: Listing) -> dict[Path, str]:
     """Of each annotation file the image, relative to root: the one of the same name, else the one that it names."""
     found: dict[Path, str] = {}
-    by_stem: dict[Path, dict[str, str]] = {}
+    usual = [os.path.join(root, name) for name in ("JPEGImages", "images", "Images")]
+    by_stem: dict[str, dict[str, str]] = {}
     for file, annotation in annotations.items():
-        for folder in (root / "JPEGImages", root / "images", root / "Images", file.parent, root):
+        named, stem = annotation.filename, file.stem
+        for folder in (*usual, os.path.dirname(file), str(root)):
             if folder not in by_stem:
                 names = sorted(name for name in listing.names(folder) if is_image_name(name))
                 by_stem[folder] = {os.path.splitext(name)[0]: name for name in reversed(names)}
-            named = annotation.filename
-            if named in listing.names(folder) and os.path.splitext(named)[0] == file.stem:
-                found[file] = os.path.relpath(folder / named, root)
-            elif file.stem in by_stem[folder]:
-                found[file] = os.path.relpath(folder / by_stem[folder][file.stem], root)
+            if os.path.splitext(named)[0] == stem and named in listing.names(folder):
+                name = named
+            elif stem in by_stem[folder]:
+                name = by_stem[folder][stem]
             elif is_image_name(named) and named in listing.names(folder):
-                found[file] = os.path.relpath(folder / named, root)
+                name = named
             else:
                 continue
+            found[file] = os.path.join(folder, name).removeprefix(os.path.join(root, ""))
             break
     return found
 
