@@ -12,9 +12,9 @@ import fpn
 from fpn.errors import CheckpointError, OptionError
 from fpn.model.anchors import Anchors
 from fpn.model.backbone import BACKBONES, build_backbone
-from fpn.model.losses import box_loss, classification_loss, objectness_loss
+from fpn.model.losses import box_loss, classification_loss, number_of, objectness_loss
 from fpn.model.nms import nms
-from fpn.model.pyramid import FPN, upsample_to
+from fpn.model.pyramid import FPN, every_second, upsample_to
 from fpn.model.rpn import RpnOutput, propose
 
 LIGHT = ["tiny", "resnet18", "resnet50", "resnext50_32x4d", "vgg11", "vgg16_bn", "mobilenet_v2", "mobilenet_v3_large"]
@@ -122,6 +122,15 @@ def test_upsampling_repeats_neighbours():
     assert up[0, 0, 0].tolist() == [1, 1, 2, 2, 3]  # nearest, to the size given
 
 
+@pytest.mark.parametrize("height, width", [(1, 1), (2, 5), (7, 4)])
+def test_p6_is_p5_at_every_second_place(height, width):
+    p5 = torch.randn(2, 3, height, width, requires_grad=True)
+    p6 = every_second(p5)
+    assert torch.equal(p6, p5[..., ::2, ::2])
+    p6.sum().backward()
+    assert torch.equal(p5.grad[..., ::2, ::2], torch.ones_like(p6)) and p5.grad.sum() == p6.numel()
+
+
 def test_anchors_on_worked_numbers():
     anchors = Anchors({2: 32.0, 3: 64.0}, (0.5, 1.0, 2.0))
     found = anchors({2: torch.zeros(1, 1, 2, 3), 3: torch.zeros(1, 1, 1, 2)}, (8, 12))
@@ -160,23 +169,25 @@ def test_proposals_have_one_shape_whatever_the_map():
 
 def test_losses_on_worked_numbers():
     valid = torch.tensor([[True, True, True, False]])
+    count = number_of(valid)
     positive = torch.tensor([[True, False, False, False]])
     zeros = torch.zeros(1, 4)
-    assert objectness_loss(zeros, positive, valid).item() == pytest.approx(math.log(2))
+    assert objectness_loss(zeros, positive, valid, count).item() == pytest.approx(math.log(2))
     logits = torch.zeros(1, 4, 5)
-    assert classification_loss(logits, torch.zeros(1, 4, dtype=torch.int64), valid).item() == pytest.approx(math.log(5))
+    labels = torch.zeros(1, 4, dtype=torch.int64)
+    assert classification_loss(logits, labels, valid, count).item() == pytest.approx(math.log(5))
     wanted = torch.zeros(1, 4, 4)
     wanted[0, 0] = torch.tensor([2.0, 0, 0, 0.1])
     wanted[0, 3] = torch.nan
     # |2| - 1/2 + 0.1^2 / 2, over three valid examples
-    loss = box_loss(torch.zeros(1, 4, 4), wanted, positive, valid, beta=1.0)
+    loss = box_loss(torch.zeros(1, 4, 4), wanted, positive, 1.0, count)
     assert loss.item() == pytest.approx((1.5 + 0.005) / 3)
 
 
 def test_an_empty_selection_has_a_loss_of_zero_that_is_still_attached():
     offsets = torch.zeros(1, 2, 4, requires_grad=True)
     no = torch.zeros(1, 2, dtype=torch.bool)
-    loss = box_loss(offsets, torch.full((1, 2, 4), torch.nan), no, no, beta=0.1)
+    loss = box_loss(offsets, torch.full((1, 2, 4), torch.nan), no, 0.1, number_of(no))
     loss.backward()
     assert loss.item() == 0 and torch.equal(offsets.grad, torch.zeros(1, 2, 4))
 

@@ -21,12 +21,14 @@ def area(boxes: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b"]:
 
 def iou(a: Float[Tensor, "*b n 4"], b: Float[Tensor, "*#b m 4"]) -> Float[Tensor, "*b n m"]:
     """Intersection over union of every box of `a` with every box of `b`; 0 where both are empty."""
-    top_left = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
-    bottom_right = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
-    sides = (bottom_right - top_left).clamp(min=0)
-    intersection = sides[..., 0] * sides[..., 1]
+    # One coordinate at a time, each laid out densely, and in place: several times as fast on a CPU as pairs (x, y).
+    left, top, right, bottom = a[..., :, None, :].unbind(-1)
+    others = b[..., None, :, :].movedim(-1, 0).contiguous()
+    width = torch.minimum(right, others[2]).sub_(torch.maximum(left, others[0])).clamp_(min=0)
+    height = torch.minimum(bottom, others[3]).sub_(torch.maximum(top, others[1])).clamp_(min=0)
+    intersection = width.mul_(height)
     union = area(a)[..., :, None] + area(b)[..., None, :] - intersection
-    return torch.where(union > 0, intersection / union, 0.0)
+    return torch.where(union > 0, intersection.div_(union), 0.0)
 
 
 def clip(boxes: Float[Tensor, "*b n 4"], sizes: Int[Tensor, "*b 2"]) -> Float[Tensor, "*b n 4"]:
@@ -43,14 +45,15 @@ def encode(
     size, anchor_size = boxes[..., 2:] - boxes[..., :2], anchors[..., 2:] - anchors[..., :2]
     centre, anchor_centre = boxes[..., :2] + size / 2, anchors[..., :2] + anchor_size / 2
     offsets = torch.cat([(centre - anchor_centre) / anchor_size, torch.log(size / anchor_size)], dim=-1)
-    return offsets * offsets.new_tensor(weights)
+    # Number by number: a tensor of the weights would have to be copied to the device, which waits for it.
+    return torch.stack([offset * w for offset, w in zip(offsets.unbind(-1), weights, strict=True)], dim=-1)
 
 
 def decode(
     offsets: Float[Tensor, "*b 4"], anchors: Float[Tensor, "*#b 4"], weights: tuple[float, float, float, float]
 ) -> Float[Tensor, "*b 4"]:
     """The inverse of `encode`, with growth limited to exp(MAX_LOG_SCALE)."""
-    offsets = offsets / offsets.new_tensor(weights)
+    offsets = torch.stack([offset / w for offset, w in zip(offsets.unbind(-1), weights, strict=True)], dim=-1)
     anchor_size = anchors[..., 2:] - anchors[..., :2]
     centre = offsets[..., :2] * anchor_size + anchors[..., :2] + anchor_size / 2
     half = torch.exp(offsets[..., 2:].clamp(max=MAX_LOG_SCALE)) * anchor_size / 2

@@ -42,6 +42,7 @@ class Sample:
     labels: Int64[Tensor, " N"]
     index: int  # position of the image in its split
     original_size: tuple[int, int]  # height, width before any resizing
+    key: int | None = None  # decides all chance in training on this sample: the same key, the same examples
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Batch(_Tensors):
     original_sizes: Int64[Tensor, "B 2"]  # before resizing
     indices: Int64[Tensor, " B"]  # position of each image in its split
     targets: Targets | None = None
+    keys: Int64[Tensor, " B"] | None = None  # of the samples; without them chance is torch's global generator
 
     def __len__(self) -> int:
         return len(self.images)

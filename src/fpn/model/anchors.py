@@ -49,5 +49,6 @@ class Anchors:
     def on(self, level: int, p: Float[Tensor, "B d h w"], image_size: Sequence[int]) -> Float[Tensor, "A 4"]:
         height, width = p.shape[-2:]
         stride = (image_size[0] // height, image_size[1] // width) if self.floor_stride else (2**level, 2**level)
-        cells = cell_anchors(self.sizes[level], self.ratios, self.whole_pixels).to(p.device)
+        # Not a buffer, which would follow the model into half precision; not waited for, as it is a copy of few bytes.
+        cells = cell_anchors(self.sizes[level], self.ratios, self.whole_pixels).to(p.device, non_blocking=True)
         return (grid(height, width, stride, p.device)[:, None] + cells).reshape(-1, 4)

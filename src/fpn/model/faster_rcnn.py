@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from fpn import boxes as box
 from fpn.errors import OptionError
 from fpn.model.anchors import Anchors
-from fpn.model.losses import box_loss, classification_loss, objectness_loss
+from fpn.model.losses import box_loss, classification_loss, number_of, objectness_loss
 from fpn.model.matching import IGNORED, match
 from fpn.model.postprocess import detections_of
 from fpn.model.roi import POOLINGS, assign_levels, pool_regions
 from fpn.model.rpn import OFFSET_WEIGHTS, Proposals, RpnOutput, propose
-from fpn.model.sampling import Sampled, sample
+from fpn.model.sampling import BOX_HEAD, RPN, Sampled, sample
 from fpn.structures import Batch, Detections, Targets
 
 if TYPE_CHECKING:
@@ -112,15 +112,22 @@ class FasterRCNN(nn.Module):
     forward = detect  # what torch.export and hooks call
 
     def losses(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        """The four unweighted loss terms: rpn_class, rpn_box, class, box."""
+        """The four unweighted loss terms: rpn_class, rpn_box, class, box.
+
+        Which examples they are taken from follows from `batch.keys`; without keys, from torch's global generator. In
+        a group of processes that train together all of them must call this, see `fpn.model.losses.number_of`.
+        """
         assert batch.targets is not None, "losses need a batch with targets"
         pyramid = self.pyramid(self.backbone(self.normalise(batch.images, batch.sizes)))
         anchors = self.anchors(pyramid, batch.images.shape[-2:])
         rpn_out = self.rpn(pyramid)
         proposals = self.propose(rpn_out, anchors, batch.sizes, training=True)
+        keys = batch.keys
+        if keys is None:
+            keys = torch.randint(2**62, batch.indices.shape, device=batch.indices.device)
         return {
-            **self.rpn_losses(rpn_out, anchors, batch.targets),
-            **self.box_losses(pyramid, proposals, batch.targets),
+            **self.rpn_losses(rpn_out, anchors, batch.targets, keys),
+            **self.box_losses(pyramid, proposals, batch.targets, keys),
         }
 
     def normalise(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int64[Tensor, "B 2"]) -> Float[Tensor, "B 3 H W"]:
@@ -154,32 +161,40 @@ class FasterRCNN(nn.Module):
         logits, offsets = self.box_head(regions)
         return levels, logits.unflatten(0, boxes.shape[:2]), offsets.unflatten(0, boxes.shape[:2])
 
-    def rpn_losses(self, rpn_out: RpnOutput, anchors: dict[int, Tensor], targets: Targets) -> dict[str, Tensor]:
+    def rpn_losses(
+        self, rpn_out: RpnOutput, anchors: dict[int, Tensor], targets: Targets, keys: Int64[Tensor, " B"]
+    ) -> dict[str, Tensor]:
         reference = torch.cat(list(anchors.values()))[None]
         logits, offsets = (torch.cat(list(part.values()), dim=1) for part in (rpn_out.logits, rpn_out.offsets))
         matched = match(targets.boxes, targets.valid, reference, self.rpn_positive, self.rpn_negative, keep_best=True)
-        chosen = sample(matched, self.rpn_examples, self.rpn_positive_fraction)
+        chosen = sample(matched, self.rpn_examples, self.rpn_positive_fraction, keys, RPN)
         wanted = box.encode(
             truth_of(targets.boxes, chosen.take(matched)),
             chosen.take(reference.expand(len(matched), -1, -1)),
             OFFSET_WEIGHTS,
         )
+        count = number_of(chosen.valid)
         return {
-            "rpn_class": objectness_loss(chosen.take(logits), chosen.positive, chosen.valid),
-            "rpn_box": box_loss(chosen.take(offsets), wanted, chosen.positive, chosen.valid, self.rpn_beta),
+            "rpn_class": objectness_loss(chosen.take(logits), chosen.positive, chosen.valid, count),
+            "rpn_box": box_loss(chosen.take(offsets), wanted, chosen.positive, self.rpn_beta, count),
         }
 
-    def box_losses(self, pyramid: dict[int, Tensor], proposals: Proposals, targets: Targets) -> dict[str, Tensor]:
-        regions, labels, wanted, chosen = self.examples(proposals, targets)
+    def box_losses(
+        self, pyramid: dict[int, Tensor], proposals: Proposals, targets: Targets, keys: Int64[Tensor, " B"]
+    ) -> dict[str, Tensor]:
+        regions, labels, wanted, chosen = self.examples(proposals, targets, keys)
         _, logits, offsets = self.classify(pyramid, regions, chosen.valid)
         kind = labels.clamp(max=len(self.classes) - 1)[..., None, None].expand(-1, -1, 1, 4)
+        count = number_of(chosen.valid)
         return {
-            "class": classification_loss(logits, labels, chosen.valid),
-            "box": box_loss(offsets.gather(2, kind)[:, :, 0], wanted, chosen.positive, chosen.valid, self.box_beta),
+            "class": classification_loss(logits, labels, chosen.valid, count),
+            "box": box_loss(offsets.gather(2, kind)[:, :, 0], wanted, chosen.positive, self.box_beta, count),
         }
 
     @torch.no_grad()
-    def examples(self, proposals: Proposals, targets: Targets) -> tuple[Tensor, Tensor, Tensor, Sampled]:
+    def examples(
+        self, proposals: Proposals, targets: Targets, keys: Int64[Tensor, " B"]
+    ) -> tuple[Tensor, Tensor, Tensor, Sampled]:
         """Regions (B, S, 4) for the box head with their labels (B, S; K is background) and wanted offsets (B, S, 4).
 
         The ground truth itself stands among the proposals, so that there are positives from the first step.
@@ -188,7 +203,7 @@ class FasterRCNN(nn.Module):
         real = torch.cat([proposals.valid, targets.valid], dim=1)
         matched = match(targets.boxes, targets.valid, candidates, self.box_positive, self.box_positive, keep_best=False)
         matched = torch.where(real, matched, IGNORED)
-        chosen = sample(matched, self.box_examples, self.box_positive_fraction)
+        chosen = sample(matched, self.box_examples, self.box_positive_fraction, keys, BOX_HEAD)
         regions, index = chosen.take(candidates), chosen.take(matched)
         labels = torch.where(chosen.positive, targets.labels.gather(1, index.clamp(min=0)), len(self.classes))
         wanted = box.encode(truth_of(targets.boxes, index), regions, self.box_weights)

@@ -36,14 +36,14 @@ def match(
     step = max(1, CHUNK // max(1, batch * anchors))
     for start in range(0, count, step):
         some, valid = truth[:, start : start + step], truth_valid[:, start : start + step, None]
-        overlap = iou(some, candidates).masked_fill(~valid, -1.0)
+        overlap = iou(some, candidates).masked_fill_(~valid, -1.0)
         value, which = overlap.max(dim=1)
         better = value > best
         index = torch.where(better, which + start, index)
         best = torch.where(better, value, best)
         if keep_best:
-            highest = overlap.max(dim=2, keepdim=True).values
-            forced |= ((overlap == highest) & (highest > 0)).any(dim=1)
+            highest = overlap.amax(dim=2, keepdim=True)
+            forced |= (overlap == highest.masked_fill(highest <= 0, torch.inf)).any(dim=1)
     state = torch.where(best < positive, IGNORED, index)
     state = torch.where(best < negative, BACKGROUND, state)
     return torch.where(forced, index, state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,6 +17,16 @@ NORMS = ("none", "batch", "group")
 def upsample_to(top: Float[Tensor, "B d _h _w"], like: Float[Tensor, "B _c h w"]) -> Float[Tensor, "B d h w"]:
     """Nearest-neighbour upsampling to the size of `like`: doubling would miss by one where a size is odd."""
     return F.interpolate(top, size=like.shape[-2:], mode="nearest")
+
+
+def every_second(x: Float[Tensor, "B d h w"]) -> Float[Tensor, "B d _h _w"]:
+    """Every second row and column, from the first on.
+
+    Neither a slice nor pooling with stride 2: torch 2.11 would export them for odd or for even sizes only.
+    """
+    for dim in (2, 3):
+        x = x.index_select(dim, torch.arange(0, x.shape[dim], 2, device=x.device))
+    return x
 
 
 def convolution(inputs: int, outputs: int, kernel: int, norm: str) -> nn.Module:
@@ -63,7 +74,5 @@ class FPN(nn.Module):
         for level in reversed(lower):
             top = (self.lateral[str(level)](c[level]) + upsample_to(top, c[level])) * self.scale
             p[level] = self.output[str(level)](top)
-        p[highest + 1] = F.max_pool2d(
-            p[highest], kernel_size=1, stride=2
-        )  # no pooling: every second place, densely laid out
+        p[highest + 1] = every_second(p[highest])
         return {level: p[level] for level in sorted(p)}
