@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision import tv_tensors
 
+from fpn.data.augment import Pair, pair_of, plain
 from fpn.data.dataset import Split
 from fpn.data.images import read_image
+from fpn.data.mixing import Mixing
 from fpn.errors import DataError, ImageError, OptionError
 from fpn.structures import Batch, Sample, Targets
 
@@ -32,11 +33,19 @@ class DetectionDataset(Dataset):
     """The samples of a split, ready for `collate`.
 
     Ignored boxes (crowds, difficult objects) are left out of the samples. An image that cannot be read brings a
-    warning; in training the next readable image takes its place, otherwise the sample is None.
+    warning; in training the next readable image takes its place, otherwise the sample is None. `mixing` stands in for
+    the transform in the epochs before `mixing.until`.
     """
 
-    def __init__(self, split: Split, transform: Transform | None = None, training: bool = False, seed: int = 0) -> None:
-        self.split, self.transform, self.training, self.seed = split, transform, training, seed
+    def __init__(
+        self,
+        split: Split,
+        transform: Transform | None = None,
+        training: bool = False,
+        seed: int = 0,
+        mixing: Mixing | None = None,
+    ) -> None:
+        self.split, self.transform, self.training, self.seed, self.mixing = split, transform, training, seed, mixing
         self.epoch = 0
         self._warned: set[int] = set()
 
@@ -91,29 +100,37 @@ class DetectionDataset(Dataset):
             warnings.warn(text, stacklevel=3)
 
     def _sample(self, image: UInt8[Tensor, "3 H W"], index: int, epoch: int) -> Sample:
-        rows = self.split.rows(index)
-        learnt = ~self.split.ignore[rows]
-        size = (image.shape[1], image.shape[2])
-        boxes = torch.from_numpy(self.split.boxes[rows][learnt]).float().reshape(-1, 4)
-        labels = torch.from_numpy(self.split.labels[rows][learnt])
-        if self.transform is not None:
-            target = {"boxes": _bounding_boxes(boxes, size), "labels": labels}
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(_seed(self.seed, epoch, index))
-                image, target = self.transform(tv_tensors.Image(image), target)
-            image, boxes, labels = image.as_subclass(Tensor), target["boxes"].as_subclass(Tensor), target["labels"]
-        height, width = image.shape[1:]
+        pair, seed = self._pair(image, index), seed_from(self.seed, epoch, index)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            if self.mixing is not None and epoch < self.mixing.until:
+                pair = self.mixing(pair, self._another)
+            elif self.transform is not None:
+                pair = self.transform(*pair)
+        changed, boxes, labels = pair[0].as_subclass(Tensor), plain(pair[1]["boxes"]), pair[1]["labels"]
+        height, width = changed.shape[1:]
         boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
         with_size = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        return Sample(image, boxes[with_size], labels[with_size], index, size)
+        return Sample(changed, boxes[with_size], labels[with_size], index, (image.shape[1], image.shape[2]), seed)
+
+    def _pair(self, image: UInt8[Tensor, "3 H W"], index: int) -> Pair:
+        """An image with what is to be learnt from it."""
+        rows = self.split.rows(index)
+        learnt = ~self.split.ignore[rows]
+        boxes = torch.from_numpy(self.split.boxes[rows][learnt]).float().reshape(-1, 4)
+        return pair_of(image, boxes, torch.from_numpy(self.split.labels[rows][learnt]))
+
+    def _another(self) -> Pair | None:
+        """A random image to be mixed in, None where it cannot be read."""
+        index = int(torch.randint(len(self), ()))
+        try:
+            return self._pair(self._read(index), index)
+        except ImageError as error:
+            self._warn(index, f"{error}; it is not mixed into others")
+            return None
 
 
-def _bounding_boxes(boxes: Float[Tensor, "N 4"], size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
-    form = tv_tensors.BoundingBoxFormat.XYXY
-    return tv_tensors.BoundingBoxes(boxes, format=form, canvas_size=size)  # pyright: ignore[reportCallIssue]
-
-
-def _seed(*numbers: int) -> int:
+def seed_from(*numbers: int) -> int:
     """One well-mixed seed from several numbers."""
     return int(np.random.SeedSequence([number % 2**32 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
 
@@ -139,7 +156,9 @@ def collate(samples: Sequence[Sample | None], multiple: int = 32) -> Batch | Non
         boxes[row, :n], labels[row, :n], valid[row, :n] = sample.boxes, sample.labels, True
     original_sizes = torch.tensor([sample.original_size for sample in kept])
     indices = torch.tensor([sample.index for sample in kept])
-    return Batch(images, sizes, original_sizes, indices, Targets(boxes, labels, valid))
+    given = [sample.key for sample in kept if sample.key is not None]
+    keys = torch.tensor(given) if len(given) == len(kept) else None
+    return Batch(images, sizes, original_sizes, indices, Targets(boxes, labels, valid), keys)
 
 
 class GroupedBatches(Sampler[list[tuple[int, int]]]):
@@ -168,6 +187,7 @@ class GroupedBatches(Sampler[list[tuple[int, int]]]):
         self.sizes, self.batch_size, self.shuffle, self.seed = split.sizes, batch_size, shuffle, seed
         self.rank, self.world, self.drop_last = rank, world, drop_last and shuffle
         self.epoch = 0
+        self._done = (0, 0)
         self._number = len(self._batches()) // world
         if drop_last and not self._number:
             raise OptionError(
@@ -183,13 +203,18 @@ class GroupedBatches(Sampler[list[tuple[int, int]]]):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
+    def begin_at(self, epoch: int, done: int) -> None:
+        """Go on in the middle: with this epoch, without the batches of this rank that are done already."""
+        self.epoch, self._done = epoch, (epoch, done)
+
     def __len__(self) -> int:
-        """Batches on this rank."""
+        """Batches of a whole epoch on this rank."""
         return self._number
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
-        for batch in self._batches()[self.rank :: self.world]:
+        done = self._done[1] if epoch == self._done[0] else 0
+        for batch in self._batches()[self.rank :: self.world][done:]:
             yield [(epoch, int(index)) for index in batch]
 
     def _batches(self) -> list[np.ndarray]:
@@ -197,7 +222,7 @@ class GroupedBatches(Sampler[list[tuple[int, int]]]):
         return self._training_batches() if self.shuffle else self._evaluation_batches()
 
     def _training_batches(self) -> list[np.ndarray]:
-        rng = np.random.default_rng(_seed(self.seed, self.epoch))
+        rng = np.random.default_rng(seed_from(self.seed, self.epoch))
         order = rng.permutation(len(self.sizes))
         wide = self.sizes[order, 1] >= self.sizes[order, 0]
         groups = [order[wide], order[~wide]]
@@ -240,15 +265,17 @@ def loader(
     drop_last: bool = False,
     multiple: int = 32,
     pin_memory: bool = False,
+    mixing: Mixing | None = None,
 ) -> DataLoader:
     """Batches of a split, shuffled when training. `pin_memory` speeds the way to a GPU; workers outlive the epoch.
 
+    transform, mixing: what `training_transform` gives, or for evaluation `resize_transform` and None.
     Call `loader.batch_sampler.set_epoch(epoch)` before each epoch. A batch of which no image can be read is None.
     """
     if workers < 0:
         raise OptionError(f"the number of workers must not be negative, it is {workers}")
     return DataLoader(
-        DetectionDataset(split, transform, training, seed),
+        DetectionDataset(split, transform, training, seed, mixing),
         batch_sampler=GroupedBatches(split, batch_size, training, seed, rank, world, drop_last),
         num_workers=workers,
         collate_fn=partial(collate, multiple=multiple),

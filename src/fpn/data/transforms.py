@@ -1,4 +1,4 @@
-"""Preprocessing on uint8 pixels, as torchvision's `transforms.v2`: resizing, flipping, changes of colour.
+"""Resizing uint8 pixels and their boxes, as torchvision's `transforms.v2`.
 
 A transform takes (image, target), a `tv_tensors.Image` and a dictionary with "boxes" (`tv_tensors.BoundingBoxes`) and
 "labels", and returns the same pair. Any v2 transform of torchvision can stand in for the ones made here.
@@ -23,31 +23,6 @@ def resize_transform(short: int = SHORT, long: int = LONG) -> v2.Transform:
     return v2.Compose([ResizeSides([short], long), v2.ClampBoundingBoxes()])
 
 
-def train_transform(
-    short: Sequence[int] = (SHORT,), long: int = LONG, flip: float = 0.5, jitter: float = 0.0
-) -> v2.Transform:
-    """`resize_transform` to one of the `short` sides at random, a horizontal flip, and changes of colour.
-
-    Args:
-        short: lengths of the shorter side in pixels to draw from; several make multi-scale training.
-        long: most pixels of the longer side.
-        flip: probability of a horizontal flip.
-        jitter: strength of random changes of brightness, contrast, saturation and hue, from 0 (off) to 1.
-
-    Raises:
-        OptionError: a size below 1 pixel, or a probability or strength outside 0..1.
-    """
-    for name, value in (("flip", flip), ("jitter", jitter)):
-        if not 0 <= value <= 1:
-            raise OptionError(f"{name} must be between 0 and 1, not {value}")
-    steps: list[v2.Transform] = [ResizeSides(short, long)]
-    if flip > 0:
-        steps.append(v2.RandomHorizontalFlip(flip))
-    if jitter > 0:
-        steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter, hue=0.1 * jitter))
-    return v2.Compose([*steps, v2.ClampBoundingBoxes()])
-
-
 def resized_size(size: tuple[int, int], short: int, long: int) -> tuple[int, int]:
     """Height and width after resizing, rounded as by torchvision's `Resize(short, max_size=long)`, at least 1."""
     smaller, larger = min(size), max(size)
@@ -66,10 +41,14 @@ class ResizeSides(v2.Transform):
             raise OptionError(f"image sizes must be at least 1 pixel, not short={list(short)}, long={long}")
         self.short, self.long = tuple(short), long
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+    def size_for(self, height: int, width: int) -> tuple[int, int]:
+        """The size to which an image of this size is brought, by a shorter side drawn at random where several are."""
         choice = int(torch.randint(len(self.short), ())) if len(self.short) > 1 else 0
+        return resized_size((height, width), self.short[choice], self.long)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = v2.query_size(flat_inputs)
-        return {"size": list(resized_size((height, width), self.short[choice], self.long))}
+        return {"size": list(self.size_for(height, width))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return self._call_kernel(F.resize, inpt, size=params["size"], antialias=True)
