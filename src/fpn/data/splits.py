@@ -1,13 +1,19 @@
-"""The names of splits, and the seeded split for data that comes without one."""
+"""The names of splits, and dividing data into them: anew, or where it comes without a val split."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from fpn.data.dataset import Split
+from fpn.data.dataset import Data, Split
+from fpn.data.groups import groups_by_pattern, groups_by_table
+from fpn.data.stratify import stratify
+from fpn.errors import DataError, OptionError
 
 ALIASES = {
     "train": "train",
@@ -57,40 +63,110 @@ def add_missing(splits: dict[str, Split], seed: int) -> tuple[dict[str, Split], 
     drawn = draw(whole, {name: 0.1 for name in parts}, seed)
     others = {name: split for name, split in splits.items() if split is not whole}
     sizes = ", ".join(f"{name} {len(split)}" for name, split in drawn.items())
-    note = f"the data has no val split: {len(whole)} images were divided at random (seed {seed}) into {sizes}"
+    note = f"the data has no val split: {len(whole)} images were divided by class (seed {seed}) into {sizes}"
     return {**drawn, **others}, [note]
 
 
-def draw(split: Split, fractions: dict[str, float], seed: int) -> dict[str, Split]:
+def draw(split: Split, fractions: dict[str, float], seed: int, groups: np.ndarray | None = None) -> dict[str, Split]:
     """Divides a split: the given fractions (at least one image each where there are enough), the rest is "train".
 
-    Images are shuffled, lined up by the rarest class they show, and drawn at even distances along this line, so that
-    rare classes reach every part. The order of the images within each part is the data's.
+    Every part gets close to its share of each class's boxes and of full and empty images, see `stratify`. The order of
+    the images within each part is the data's.
     """
     n = len(split)
     counts = {name: max(1, round(fraction * n)) for name, fraction in fractions.items()}
     while sum(counts.values()) >= n:
-        counts.popitem()
-    line = np.random.default_rng(seed % 2**32).permutation(n)
-    line = line[np.argsort(_rarest_class(split)[line], kind="stable")]
-
-    total = sum(counts.values())
-    spots = ((np.arange(total) + 0.5) * n / total).astype(np.int64)
-    owners = sorted((place, name) for name, count in counts.items() for place in (np.arange(count) + 0.5) / count)
-    parts = {"train": np.setdiff1d(np.arange(n), line[spots])}
-    for name in counts:
-        mine = [spot for spot, (_, owner) in zip(spots, owners, strict=True) if owner == name]
-        parts[name] = np.sort(line[mine])
-    return {name: split.select(part, name) for name, part in parts.items()}
+        largest = max(counts, key=lambda name: counts[name])
+        if counts[largest] > 1:
+            counts[largest] -= 1
+        else:
+            counts.popitem()
+    counts = {"train": n - sum(counts.values()), **counts}
+    part_of = stratify(split, np.array(list(counts.values())), seed, groups)
+    return {name: split.select(np.flatnonzero(part_of == part), name) for part, name in enumerate(counts)}
 
 
-def _rarest_class(split: Split) -> np.ndarray:
-    """Of each image, the rank by rarity of the rarest class in it; images without boxes come last. (I,) int64."""
-    number = len(split.classes)
-    by_rarity = np.argsort(np.bincount(split.labels, minlength=number), kind="stable")
-    rank = np.empty(number, dtype=np.int64)
-    rank[by_rarity] = np.arange(number)
-    rarest = np.full(len(split), number, dtype=np.int64)
-    image_of = np.repeat(np.arange(len(split)), np.diff(split.offsets))
-    np.minimum.at(rarest, image_of, rank[split.labels])
-    return rarest
+def split(
+    data: Data,
+    val: float = 0.1,
+    test: float = 0.1,
+    seed: int = 0,
+    group: str | None = None,
+    group_file: str | os.PathLike[str] | None = None,
+) -> Data:
+    r"""All images of a data set divided anew into train, val and test, balanced by class and by objects an image.
+
+    Args:
+        data: as loaded; the splits it has do not matter.
+        val: share of the images in the val split, 0 for none.
+        test: share of the images in the test split, 0 for none.
+        seed: the same seed gives the same splits.
+        group: a regular expression; images whose file names give the same first bracket (or whole match) stay in one
+            split, such as "^(patient\d+)_".
+        group_file: a CSV file with the columns file and group, instead of `group`.
+
+    Raises:
+        OptionError: shares that leave nothing to train on, or both ways to group.
+        DataError: fewer images or groups than splits, or an image without a group.
+    """
+    if not (val >= 0 and test >= 0 and val + test < 1):
+        raise OptionError(f"val {val:g} and test {test:g} must be shares from 0 that sum to less than 1")
+    if group is not None and group_file is not None:
+        raise OptionError("give --group or --group-file, not both")
+    fractions = {name: share for name, share in (("val", val), ("test", test)) if share}
+    whole, notes = _union(data)
+    groups = None
+    if group is not None:
+        groups = groups_by_pattern(whole.files.tolist(), group)
+    elif group_file is not None:
+        groups = groups_by_table(whole.files.tolist(), Path(group_file))
+    number = len(whole) if groups is None else int(groups.max()) + 1
+    if number <= len(fractions):
+        what = "images" if groups is None else "groups of images"
+        raise DataError(f"{data.path}: has {number} {what}, too few for {len(fractions) + 1} splits")
+    if groups is not None:
+        notes.append(f"{number} groups, each in one split")
+    splits = draw(whole, fractions, seed, groups)
+    return replace(data, splits=splits, notes=notes + _absent(splits, whole))
+
+
+def _absent(splits: dict[str, Split], whole: Split) -> list[str]:
+    """Notes on classes that the data has but a split has not."""
+    notes = []
+    for name, split in splits.items():
+        labels = np.setdiff1d(whole.labels, split.labels).tolist()
+        if labels:
+            names = ", ".join(whole.classes[label] for label in labels[:5]) + ", ..." * (len(labels) > 5)
+            amount = "1 class" if len(labels) == 1 else f"{len(labels)} classes"
+            notes.append(f"{name} has no box of {amount} ({names}): too few images or groups show them")
+    return notes
+
+
+def _union(data: Data) -> tuple[Split, list[str]]:
+    """All images of all splits, each file once, and notes on what that changed."""
+    splits = list(data.values())
+    root, notes = splits[0].root, []
+    paths = [os.path.normpath(split.path(index)) for split in splits for index in range(len(split))]
+    everything = Split(
+        name=UNSPLIT,
+        classes=data.classes,
+        category_ids=splits[0].category_ids,
+        root=root,
+        files=np.array([os.path.relpath(path, root) for path in paths], dtype=np.str_),
+        image_ids=np.concatenate([split.image_ids for split in splits]),
+        sizes=np.concatenate([split.sizes for split in splits]),
+        offsets=np.concatenate([[0], np.cumsum(np.concatenate([np.diff(split.offsets) for split in splits]))]),
+        boxes=np.concatenate([split.boxes for split in splits]),
+        labels=np.concatenate([split.labels for split in splits]),
+        ignore=np.concatenate([split.ignore for split in splits]),
+        areas=np.concatenate([split.areas for split in splits]),
+    )
+    # The same images in the same order whatever splits they came in, so that dividing again gives the same.
+    kept = np.unique(everything.files, return_index=True)[1]
+    if len(kept) < len(paths):
+        notes.append(f"{len(paths) - len(kept)} images are in several splits of the data; each is taken once")
+    whole = everything.select(kept, UNSPLIT)
+    if len(np.unique(whole.image_ids)) < len(kept):
+        whole = replace(whole, image_ids=np.arange(1, len(kept) + 1))
+        notes.append("splits of the data use the same image ids; the images are numbered anew")
+    return whole, notes
