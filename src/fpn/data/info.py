@@ -11,16 +11,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from fpn.data.dataset import Data, Split
+from fpn.data.fit import DETECTIONS, PROPOSALS, Fit, advise, caps, most_boxes
 
 SMALL, LARGE = 32**2, 96**2  # square pixels, COCO's borders between small, medium and large
 PERCENTILES = (5, 25, 50, 75, 95)
 SHOWN = 20  # problems and classes on the screen; `describe` has them all
 
 
-def describe(data: Data) -> dict[str, Any]:
+def describe(data: Data, fit: Fit | None = None) -> dict[str, Any]:
     """The facts about a data set as plain numbers and strings, ready for JSON.
 
-    Boxes that are ignored (crowds, difficult objects) count only under "ignored".
+    Boxes that are ignored (crowds, difficult objects) count only under "ignored". With a `fit` (see
+    `fpn.data.fit.measure`), also how well the detector's input size and anchors suit the boxes ("fit"), and what would
+    suit them better ("advice").
     """
     splits = data.splits
     learnt = [split.boxes[~split.ignore] for split in splits.values()]
@@ -46,6 +49,8 @@ def describe(data: Data) -> dict[str, Any]:
             "medium": int(((areas >= SMALL) & (areas <= LARGE)).sum()),
             "large": int((areas > LARGE).sum()),
         },
+        "caps": _describe_caps(data),
+        **({} if fit is None else {"fit": fit.as_dict(), "advice": [vars(advice) for advice in advise(fit)]}),
         "problem_count": len(data.problems),
         "problems": [{"file": p.file, "item": p.item, "text": p.text} for p in data.problems],
         "notes": list(data.notes),
@@ -62,6 +67,18 @@ def _describe_split(split: Split) -> dict[str, Any]:
         "most_boxes_in_an_image": int(per_image.max(initial=0)),
         "height": _range(split.sizes[:, 0]),
         "width": _range(split.sizes[:, 1]),
+    }
+
+
+def _describe_caps(data: Data) -> dict[str, Any]:
+    """The limits that the densest image needs, the detector's own where they suffice."""
+    most, file = most_boxes(data.values())
+    needed = {"max_detections": DETECTIONS, "proposals": PROPOSALS, **caps(data)}
+    return {
+        "densest_image": file,
+        "objects": most,
+        "max_detections": needed["max_detections"],
+        "proposals": list(needed["proposals"]),
     }
 
 
@@ -88,6 +105,9 @@ def print_info(description: dict[str, Any]) -> None:
     if len(classes) > SHOWN:
         console.print(f"[dim]... and {len(classes) - SHOWN} more classes; --json lists all[/]")
     _print_sizes(console, description)
+    if "fit" in description:
+        _print_fit(console, description["fit"], description["advice"])
+    _print_caps(console, description["caps"])
     for note in description["notes"]:
         console.print(f"[cyan]Note[/] {escape(note)}")
     problems = description["problems"]
@@ -148,4 +168,45 @@ def _print_sizes(console: Console, description: dict[str, Any]) -> None:
         "[dim](square root of width x height)[/]\n"
         f"        {sizes['small']:,} small (below 32x32), {sizes['medium']:,} medium, "
         f"{sizes['large']:,} large (above 96x96)\n"
+    )
+
+
+def _print_fit(console: Console, fit: dict[str, Any], advice: list[dict[str, Any]]) -> None:
+    """Which part of the boxes the anchors reach, by level, and what to change."""
+    if not fit["boxes"]:
+        return
+    console.print(
+        f"[bold]Anchors[/]  on images resized to a shorter side of {fit['short']} and at most {fit['long']} pixels;\n"
+        "         [dim]a box counts at the level whose anchors fit it best[/]"
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Level")
+    for title in ("anchor", "boxes", "share", "mean IoU", "recall at IoU 0.5", "at 0.7"):
+        table.add_column(title, justify="right")
+    for name, row in [*fit["levels"].items(), ("all", fit)]:
+        table.add_row(f"[bold]{name}[/]", f"{row['anchor']:g}" if "anchor" in row else "", *_fit_cells(row, fit))
+    console.print(table)
+    for entry in advice:
+        console.print(f"[bold cyan]Advice[/] on {entry['topic']}: {escape(entry['text'])}.")
+    if any("short" in entry["options"] for entry in advice):
+        console.print("[dim]Anchors go with the input size: after a change of --short, look here again with it.[/]")
+    if not advice:
+        console.print("[green]Input size and anchors suit these boxes.[/]")
+    console.print()
+
+
+def _fit_cells(row: dict[str, Any], fit: dict[str, Any]) -> list[str]:
+    if not row["boxes"]:
+        return ["[dim]0[/]", "", "", "", ""]
+    shares = [f"{100 * row[key]:.1f} %" for key in ("recall_50", "recall_70")]
+    return [f"{row['boxes']:,}", f"{100 * row['boxes'] / fit['boxes']:.1f} %", f"{row['mean_iou']:.2f}", *shares]
+
+
+def _print_caps(console: Console, caps: dict[str, Any]) -> None:
+    if not caps["objects"]:
+        return
+    allowed = f"fpn train allows {caps['max_detections']:,} detections and {caps['proposals'][1]:,} proposals an image"
+    words = "the usual limits suffice" if caps["max_detections"] == DETECTIONS else allowed
+    console.print(
+        f"[bold]Densest image[/]  {caps['objects']:,} objects, {words} [dim]({escape(caps['densest_image'])})[/]\n"
     )
