@@ -232,6 +232,19 @@ def test_options_can_stand_in_a_yaml_file(data, tmp_path):
     assert config["training"]["epochs"] == 1 and config["detector"]["width"] == 8
 
 
+def test_the_configuration_of_a_run_repeats_it(run, data, tmp_path):
+    main(["train", str(data), "--config", str(run / "config.yaml"), "--out", str(tmp_path / "again")])
+    times = {"seconds", "images_per_second", "waiting"}
+    again, first = ([{k: v for k, v in row.items() if k not in times} for row in read_rows(out)]
+                    for out in (tmp_path / "again", run))  # fmt: skip
+    assert again == first and len(first) == 2
+
+
+def test_an_option_overrides_the_configuration_file(run, data, tmp_path):
+    main(["train", str(data), "--config", str(run / "config.yaml"), "--epochs", "1", "--out", str(tmp_path / "again")])
+    assert len(read_rows(tmp_path / "again")) == 1
+
+
 def test_info_as_text_and_json(data, capsys):
     main(["data", "info", str(data)])
     assert "COCO" in capsys.readouterr().out

@@ -1,17 +1,22 @@
 """Training: schedules, settings, the moving average, what happens when things go wrong."""
 
 import csv
+import json
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 import fpn
 from fpn.data.generated import generate
 from fpn.errors import DataError, OptionError, TrainingError
+from fpn.training import memory
 from fpn.training.learner import update_average
+from fpn.training.meters import Meters
 from fpn.training.schedule import factor
 from fpn.training.settings import Options, default_epochs, default_lr, resolve
 
@@ -109,11 +114,107 @@ def test_patience_stops_a_run_that_no_longer_gets_better(detector, data, tmp_pat
     assert run.best_epoch == 1 and len(run.history) == 3
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(detector, data, tmp_path):
-    with torch.no_grad():
-        detector.rpn.objectness.weight.fill_(math.nan)
-    with pytest.raises(TrainingError, match=r"not finite at step 0 .*\.jpg"):
+def poison(monkeypatch, detector, index):
+    """Make the loss NaN wherever the image of this index is in the batch."""
+    losses = type(detector).losses
+
+    def poisoned(self, batch):
+        found = losses(self, batch)
+        return {**found, "class": found["class"] * (math.nan if index in batch.indices.tolist() else 1.0)}
+
+    monkeypatch.setattr(type(detector), "losses", poisoned)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_shows_the_batch(detector, data, tmp_path, monkeypatch):
+    poison(monkeypatch, detector, 3)
+    file = str(data["train"].files[3])
+    with pytest.raises(TrainingError, match=rf"not finite at step \d .*{file}.*--on-nan skip"):
         fpn.train(detector, data, out=tmp_path / "run", **QUICK)
+    with safe_open(tmp_path / "run" / "bad-batch.safetensors", "pt") as content:
+        about = json.loads(content.metadata()["fpn"])
+        assert content.get_tensor("images").shape[0] == len(about["files"]) == 4
+    assert any(name.endswith(file) for name in about["files"]) and math.isnan(about["values"]["class"])
+    assert (tmp_path / "run" / "bad-batch-4.jpg").exists()
+    assert all(torch.isfinite(value).all() for value in fpn.load(tmp_path / "run" / "last.safetensors").parameters())
+
+
+def test_on_nan_skip_leaves_the_batch_out_and_counts_it(detector, data, tmp_path, monkeypatch):
+    poison(monkeypatch, detector, 3)
+    start = {name: value.clone() for name, value in detector.state_dict().items()}
+    run = fpn.train(detector, data, out=tmp_path / "run", **{**QUICK, "on_nan": "skip", "ema": 0.0, "warmup": 0})
+    (row,) = run.history
+    assert row["dropped_batches"] == 1 and math.isfinite(row["loss"])
+    assert not torch.equal(detector.rpn.objectness.weight, start["rpn.objectness.weight"])
+    assert all(torch.isfinite(value).all() for value in detector.parameters())
+
+
+def test_when_every_batch_is_bad_no_weight_moves(detector, data, tmp_path, monkeypatch):
+    losses = type(detector).losses
+    monkeypatch.setattr(type(detector), "losses", lambda *a: {n: v * math.inf for n, v in losses(*a).items()})
+    start = {name: value.clone() for name, value in detector.named_parameters()}
+    run = fpn.train(detector, data, out=tmp_path / "run", **{**QUICK, "on_nan": "skip", "epochs": 2})
+    assert [row["dropped_batches"] for row in run.history] == [2, 2]
+    assert all(torch.equal(value, start[name]) for name, value in detector.named_parameters())
+
+
+def test_gradients_that_are_not_finite_move_nothing(detector, data, tmp_path):
+    detector.rpn.objectness.weight.register_hook(lambda gradient: gradient * math.inf)
+    start = detector.rpn.objectness.weight.clone()
+    run = fpn.train(detector, data, out=tmp_path / "run", **{**QUICK, "on_nan": "skip"})
+    assert run.history[0]["dropped_batches"] == 2 and torch.equal(detector.rpn.objectness.weight, start)
+
+
+def test_too_little_memory_is_put_into_words(detector, data, tmp_path, monkeypatch):
+    def losses(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(type(detector), "losses", losses)
+    with pytest.raises(TrainingError, match="batches of 4 images .* 64 pixels.*--batch .* --short"):
+        fpn.train(detector, data, out=tmp_path / "run", **QUICK)
+
+
+def test_batch_auto_takes_what_fits(detector, data, monkeypatch):
+    """With 1 GiB an image on top of 2, batches of 8 need 10 GiB: 80 % of 13 hold that, of 12 not."""
+    used = lambda model, batch, device, bf16: (2 + len(batch)) * 2**30  # noqa: E731
+    monkeypatch.setattr(memory, "peak", lambda device: 0)
+    monkeypatch.setattr(memory, "step_memory", used)
+    for gib, fits in ((13, 8), (12, 4), (1000, 16)):
+        monkeypatch.setattr(memory, "free_memory", lambda device, gib=gib: gib * 2**30)
+        assert memory.largest_batch(detector, data["train"], (64,), torch.device("cpu")) == fits
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2**30)
+    with pytest.raises(OptionError, match=r"not even one image of 64x64 pixels .* --short"):
+        memory.largest_batch(detector, data["train"], (64,), torch.device("cpu"))
+
+
+def test_batch_auto_measures_a_real_step(detector, data, tmp_path):
+    run = fpn.train(detector, data, out=tmp_path / "run", **{**QUICK, "batch": "auto"})
+    assert run.settings.batch == 16 and run.settings.lr == default_lr(16)
+
+
+def test_the_largest_size_is_that_of_wide_or_tall_images(data):
+    split = replace(data["train"], sizes=np.array([[100, 200], [200, 100], [100, 250]] + [[100, 100]] * 5))
+    assert memory.largest_size(split, 64, 128) == (64, 128)
+    assert memory.largest_size(split, 64, 1000) == (64, 160)  # 64 x 160 for the third
+
+
+def test_meters_on_worked_numbers():
+    meters = Meters()
+    meters.add({"loss": torch.tensor(2.0)})
+    meters.add({"loss": torch.tensor(4.0), "norm": torch.tensor(1.0)})
+    assert meters.means() == {"loss": 3.0, "norm": 1.0}
+    other = Meters()
+    other.load(meters.state(), torch.device("cpu"))
+    other.add({"loss": torch.tensor(6.0)})
+    assert other.means() == {"loss": 4.0, "norm": 1.0}
+    assert Meters().means() == {} and Meters().waiting() == 0
+
+
+def test_a_loader_that_is_too_slow_is_told_once(detector, data, tmp_path, monkeypatch, capsys):
+    read = fpn.data.batching.read_image
+    monkeypatch.setattr(fpn.data.batching, "read_image", lambda *a, **k: (time.sleep(0.3), read(*a, **k))[1])
+    run = fpn.train(detector, data, out=tmp_path / "run", **{**QUICK, "epochs": 2})
+    assert run.history[0]["waiting"] > 0.3
+    assert capsys.readouterr().err.count("of the time was spent waiting for images (--workers 0") == 1
 
 
 def test_weights_that_are_nan_detect_nothing(detector, data):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from cyclopts import App, Parameter
-from cyclopts.config import Yaml
+from cyclopts.config import Dict
 
 from fpn.data.command import data_app
 from fpn.errors import FpnError, OptionError
@@ -22,6 +23,7 @@ app = App(
     name="fpn",
     help="Object detection with Feature Pyramid Networks: labelled images in, a measured detector out.",
     default_parameter=Parameter(consume_multiple=True, negative=""),
+    suppress_keyboard_interrupt=False,  # `main` says what to do
 )
 app.command(data_app)
 
@@ -45,43 +47,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def with_config(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     config: Annotated[
-        Path | None, Parameter(help="YAML file with options by verb, such as `train: {epochs: 24}`.")
+        Path | None,
+        Parameter(help="YAML file with options by verb, such as `train: {epochs: 24}`, or a run's config.yaml."),
     ] = None,
 ) -> None:
-    if config is not None and not config.is_file():
-        raise OptionError(f"{config}: no such configuration file")
-    app.config = () if config is None else (Yaml(config, must_exist=True),)
+    app.config = () if config is None else (Dict(read_options(config), source=str(config)),)
     app(tokens, result_action="return_value")
 
 
-@app.command
-def train(
-    path: Path,
-    /,
-    *,
-    out: Path | None = None,
-    model: Literal["faster_rcnn"] = "faster_rcnn",
-    backbone: str | None = None,
-    weights: str | None = None,
-    preset: Literal["modern", "paper"] | None = None,
-    short: int | None = None,
-    long: int | None = None,
-    freeze: int | None = None,
-    width: int | None = None,
-    norm: Literal["none", "batch", "group"] | None = None,
-    fuse: Literal["sum", "average"] | None = None,
-    anchors: list[float] | None = None,
-    options: Annotated[Options, Parameter(name="*")] = Options(),  # noqa: B008
-    resume: bool = False,
-) -> None:
-    """Train a detector on a data set and measure it after every epoch.
+def read_options(file: Path) -> dict[str, Any]:
+    """The options by verb in a YAML file; the configuration that a run has written becomes options of `fpn train`."""
+    import yaml
+
+    if not file.is_file():
+        raise OptionError(f"{file}: no such configuration file")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OptionError(f"{file}: not YAML ({error})") from error
+    if not isinstance(content, dict):
+        raise OptionError(f"{file}: holds no options; it should look like `train: {{epochs: 24}}`")
+    if "training" not in content or "detector" not in content:
+        return content
+    stored = {**content["detector"], "weights": content.get("weights")}
+    names = {field.name: OF_SPEC.get(field.name, field.name) for field in fields(BuildOptions)}
+    build = {name: stored[key] for name, key in names.items() if stored.get(key) is not None}
+    training = {name: value for name, value in content["training"].items() if value is not None}
+    return {"train": {**build, **training}}
+
+
+OF_SPEC = {"anchors": "anchor_sizes", "ratios": "anchor_ratios"}  # options whose name in `fpn.build.Spec` is longer
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the detector is made of; what is left out fits the data and the machine.
 
     Parameters
     ----------
-    path
-        A folder in COCO, Pascal VOC or YOLO format, or a COCO JSON file.
-    out
-        Folder for checkpoints and logs; runs/NAME-OF-DATA when left out.
     model
         The kind of detector.
     backbone
@@ -105,12 +108,48 @@ def train(
         How the pyramid merges lateral and top-down maps; sum when left out.
     anchors
         Sides of the square anchors on P2 to P6, in pixels of the resized image; 32 64 128 256 512 when left out.
+    ratios
+        Heights over widths of the anchors; 0.5 1 2 when left out.
+    """
+
+    model: Literal["faster_rcnn"] = "faster_rcnn"
+    backbone: str | None = None
+    weights: str | None = None
+    preset: Literal["modern", "paper"] | None = None
+    short: int | None = None
+    long: int | None = None
+    freeze: int | None = None
+    width: int | None = None
+    norm: Literal["none", "batch", "group"] | None = None
+    fuse: Literal["sum", "average"] | None = None
+    anchors: list[float] | None = None
+    ratios: list[float] | None = None
+
+
+@app.command
+def train(
+    path: Path,
+    /,
+    *,
+    out: Path | None = None,
+    parts: Annotated[BuildOptions, Parameter(name="*")] = BuildOptions(),
+    options: Annotated[Options, Parameter(name="*")] = Options(),  # noqa: B008
+    resume: bool = False,
+) -> None:
+    """Train a detector on a data set and measure it after every epoch.
+
+    Parameters
+    ----------
+    path
+        A folder in COCO, Pascal VOC or YOLO format, or a COCO JSON file.
+    out
+        Folder for checkpoints and logs; runs/NAME-OF-DATA when left out.
     resume
-        Go on with the run in --out from its last whole epoch, with its own options.
+        Go on with the run in --out where it was stopped or killed, with its own options.
     """
     import fpn
     from fpn.build import Spec, from_spec
-    from fpn.hardware import is_main_process, pick_device
+    from fpn.hardware import is_main_process
 
     data = fpn.data.load(path)
     tell(data)
@@ -120,36 +159,34 @@ def train(
         detector, chosen = from_spec(Spec.from_dict(stored["detector"])), stored["training"]
         weights = stored.get("weights")
     else:
-        small = pick_device(options.device).type == "cpu"
         torch.manual_seed(options.seed)
-        given = {"preset": preset, "short": short, "long": long, "freeze": freeze, "width": width, "norm": norm}
-        given |= {"fuse": fuse, "anchor_sizes": anchors}
-        detector, weights = first_build(
-            weights,
-            model=model,
-            backbone=backbone or ("resnet18" if small else "resnet50"),
-            classes=data.classes,
-            **{"short": 384 if small else 800, **{name: v for name, v in given.items() if v is not None}},
-        )
+        detector, weights = first_build(data, parts, options.device)
         chosen = asdict(options)
     config = {"data": str(path), "weights": weights}
     try:
         run = fpn.train(detector, data, out=out, resume=resume, config=config, **chosen)
     except KeyboardInterrupt:
-        sys.exit(f"\nfpn: interrupted. To go on from the last whole epoch: fpn train {path} --out {out} --resume")
+        sys.exit(f"\nfpn: interrupted. To go on from here: fpn train {shlex.quote(str(path))} --out {out} --resume")
     if is_main_process():
         best = run.history[run.best_epoch - 1]
         print(f"best epoch {run.best_epoch}" + (f", AP {best['AP']:.3f}" if "AP" in best else "") + f": {run.best}")
 
 
-def first_build(weights: str | None, **options: Any):
-    """A detector, with ImageNet weights unless told otherwise, and which weights it got.
+def first_build(data: Any, parts: BuildOptions, device: str):
+    """A detector for the data, with ImageNet weights unless told otherwise, and which weights it got.
 
     Without internet it goes on from scratch, and says so.
     """
     import fpn
+    from fpn.data.fit import caps, default_short
     from fpn.errors import CheckpointError
+    from fpn.hardware import pick_device
 
+    target = pick_device(device)
+    fitting = {"backbone": "resnet18" if target.type == "cpu" else "resnet50", "short": default_short(target)}
+    given = {OF_SPEC.get(name, name): value for name, value in asdict(parts).items() if value is not None}
+    weights = given.pop("weights", None)
+    options = {**fitting, **caps(data), **given, "classes": data.classes}
     try:
         return fpn.build(weights=weights or "imagenet", **options), weights or "imagenet"
     except CheckpointError as error:

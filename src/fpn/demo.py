@@ -17,7 +17,7 @@ from fpn.evaluation.metrics import score
 from fpn.evaluation.report import ReportSample, write_report
 from fpn.model.faster_rcnn import FasterRCNN
 from fpn.predict import detect_one
-from fpn.training.callbacks import STATE
+from fpn.training.resume import STATE
 from fpn.training.train import train
 from fpn.writing import write_json
 

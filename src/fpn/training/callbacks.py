@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
+from fpn.hardware import is_main_process
 from fpn.training.learner import Learner
+from fpn.training.resume import save_state
 from fpn.weights.checkpoint import save
 from fpn.writing import replacing
 
-STATE = "resume.ckpt"  # what --resume reads; everything a person uses is in the .safetensors files
+STARVED = 0.3  # share of an epoch spent waiting for images above which a warning is due
 
 
 class Bar(Callback):
@@ -25,20 +27,19 @@ class Bar(Callback):
     def __init__(self) -> None:
         self.bar: tqdm | None = None
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        epochs = trainer.max_epochs or 0
-        self.bar = self.make(
-            f"epoch {trainer.current_epoch + 1:>{len(str(epochs))}}/{epochs}", int(trainer.num_training_batches)
-        )
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, at: int) -> None:
+        if self.bar is None:  # also where a resumed run begins in the middle of an epoch
+            epochs = trainer.max_epochs or 0
+            title = f"epoch {trainer.current_epoch + 1:>{len(str(epochs))}}/{epochs}"
+            self.bar = self.make(title, int(trainer.num_training_batches), at)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, Learner)
         if self.bar is None:
             return
         if self.bar.n % 5 == 0:  # reading a loss makes a GPU wait
-            terms = ("loss", *pl_module.detector.loss_names)
-            shown = {name: float(trainer.callback_metrics[name]) for name in terms if name in trainer.callback_metrics}
-            self.bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
+            shown = {name: f"{float(value):.3f}" for name, value in pl_module.values.items()}
+            self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -58,9 +59,11 @@ class Bar(Callback):
     def on_exception(self, *_: Any) -> None:
         self.close()
 
-    def make(self, title: str, total: int) -> tqdm:
+    def make(self, title: str, total: int, done: int = 0) -> tqdm:
         pace = 0.3 if sys.stderr.isatty() else 20.0  # a log file needs no animation
-        return tqdm(total=total, desc=title, unit=" steps", leave=False, mininterval=pace, dynamic_ncols=True)
+        return tqdm(
+            total=total, desc=title, unit=" steps", initial=done, leave=False, mininterval=pace, dynamic_ncols=True
+        )
 
     def close(self) -> None:
         if self.bar is not None:
@@ -78,10 +81,11 @@ class Keeper(Callback):
         self.out, self.patience, self.quiet = out, patience, quiet
         self.history: list[dict[str, float]] = []
         self.best, self.best_epoch = -2.0, 0
-        self.started = time.monotonic()
+        self.warned = False
 
-    def on_train_epoch_start(self, *_: Any) -> None:
-        self.started = time.monotonic()
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Learner)
+        pl_module.meters.start()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Learner)
@@ -93,6 +97,7 @@ class Keeper(Callback):
         improved = ap >= self.best
         if improved:
             self.best, self.best_epoch = ap, epoch
+        self.warn_if_starved(row["waiting"], pl_module.settings.workers)
         if trainer.is_global_zero:
             about = {"epoch": epoch, "metrics": dict(pl_module.metrics or {})}
             save(pl_module.average, self.out / "last.safetensors", about)
@@ -100,18 +105,21 @@ class Keeper(Callback):
                 save(pl_module.average, self.out / "best.safetensors", about)
             write_csv(self.history, self.out / "metrics.csv")
             self.say(row, trainer.max_epochs or 0, pl_module, improved)
-        trainer.save_checkpoint(self.out / STATE)
+        save_state(trainer, self.out)
         if self.patience is not None and epoch - self.best_epoch >= self.patience:
             trainer.should_stop = True
 
     def row(self, epoch: int, trainer: pl.Trainer, learner: Learner) -> dict[str, float]:
-        losses = {n: trainer.callback_metrics.get(f"{n}_epoch") for n in ("loss", *learner.detector.loss_names)}
+        meters = learner.meters
         return {
             "epoch": epoch,
-            **{name: round(float(value), 5) for name, value in losses.items() if value is not None},
+            **{name: round(value, 5) for name, value in meters.means().items()},
             **{name: round(value, 5) for name, value in (learner.metrics or {}).items()},
             "lr": float(f"{trainer.optimizers[0].param_groups[0]['lr']:.4g}"),
-            "seconds": round(time.monotonic() - self.started, 1),
+            "dropped_batches": meters.dropped,
+            "seconds": round(meters.seconds(), 1),
+            "images_per_second": round(meters.rate() * trainer.world_size, 2),
+            "waiting": round(meters.waiting(), 3),
         }
 
     def say(self, row: dict[str, float], epochs: int, learner: Learner, improved: bool) -> None:
@@ -124,6 +132,15 @@ class Keeper(Callback):
             f"{epoch}  loss {row.get('loss', float('nan')):.3f}  {numbers}  ({row['seconds']:.0f} s){star}", sys.stdout
         )
         sys.stdout.flush()
+
+    def warn_if_starved(self, share: float, workers: int) -> None:
+        if share > STARVED and not self.warned and is_main_process():
+            self.warned = True
+            tqdm.write(
+                f"warning: {share:.0%} of the time was spent waiting for images (--workers {workers}, {os.cpu_count()} "
+                "cores). More workers help where cores are free; so do images stored no larger than they are used",
+                sys.stderr,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history, "best": self.best, "best_epoch": self.best_epoch}

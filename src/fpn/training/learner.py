@@ -3,56 +3,132 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fpn.data import Split, loader, resize_transform, train_transform
+from fpn.data import GroupedBatches, Split, loader, resize_transform, training_transform
+from fpn.data.batching import seed_from
+from fpn.data.mixing import Mixing
 from fpn.errors import TrainingError
 from fpn.evaluation.evaluate import collect, detect_original, merge
 from fpn.evaluation.metrics import Metrics, score
 from fpn.model.faster_rcnn import FasterRCNN
 from fpn.structures import Batch, Detections
+from fpn.training.meters import Meters
 from fpn.training.schedule import factor
-from fpn.training.settings import Settings
+from fpn.training.settings import Settings, augmentation_of
+from fpn.training.trouble import not_finite, write_batch
+from fpn.weights.checkpoint import save
 
 
 class Learner(pl.LightningModule):
-    """Trains `detector`; `average` is the moving average of its weights, which is what gets measured and kept."""
+    """Trains `detector`; `average` is the moving average of its weights, which is what gets measured and kept.
 
-    def __init__(self, detector: FasterRCNN, settings: Settings, train: Split, val: Split | None):
+    `stop` and `save` are wishes for the end of this step, which `ResumeState` sets; after `training_step` they are the
+    same on all processes.
+    """
+
+    def __init__(self, detector: FasterRCNN, settings: Settings, train: Split, val: Split | None, out: Path):
         super().__init__()
         self.detector, self.settings, self.train_split, self.val_split = detector, settings, train, val
+        self.out = out
         self.average = copy.deepcopy(detector).requires_grad_(False) if settings.ema else detector
         self.found: list[tuple[Tensor, Detections]] = []
         self.metrics: Metrics | None = None
-        self.averaged = 0  # the step at which the average was last moved
+        self.meters = Meters()
+        self.stop = self.save = False
+        self.begin_at = (0, 0)  # epoch, and the batches of it that an earlier process has done
+        self.bad_steps = 0  # of those whose gradients are being accumulated
+        self.batch: Batch | None = None
+        self.values: dict[str, Tensor] = {}
+
+    def on_train_start(self) -> None:
+        self.detector.train()
+        self.average.eval()
+
+    def on_train_batch_start(self, batch: Batch, _: int) -> None:
+        self.meters.step_begins()
+        # Whatever is random inside the model follows from the step, so that a resumed run need not know its past.
+        torch.manual_seed(seed_from(self.settings.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         losses = self.detector.losses(batch)
         loss = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(loss):
-            raise TrainingError(self.explain(batch, losses))
-        shown = {name: value.detach() for name, value in {"loss": loss, **losses}.items()}
-        self.log_dict(shown, on_epoch=True, batch_size=len(batch), sync_dist=self.trainer.world_size > 1)
+        self.batch, self.values = batch, {"loss": loss.detach(), **{n: v.detach() for n, v in losses.items()}}
+        if self.agree(~torch.isfinite(loss)):
+            self.drop(self.values)
+            return torch.stack([p.sum() for p in self.detector.parameters() if p.requires_grad]).sum() * 0
+        self.meters.add(self.values)
+        self.log_dict(self.values, batch_size=len(batch))
         return loss
 
-    def explain(self, batch: Batch, losses: dict[str, Tensor]) -> str:
-        terms = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
-        files = ", ".join(str(self.train_split.path(i)) for i in batch.indices.tolist())
-        return (
-            f"the loss is not finite at step {self.global_step} ({terms}) on {files}. The weights of the last epoch "
-            f"are kept. Look at the boxes of these images, or lower --lr (now {self.settings.lr:g})"
-        )
+    def agree(self, bad: Tensor) -> bool:
+        """Whether the step is bad on any process; what one wishes for (`stop`, `save`) all do."""
+        if self.trainer.world_size > 1:
+            flags = torch.stack([bad.float(), *(bad.new_tensor(flag).float() for flag in (self.stop, self.save))])
+            torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+            dropped, self.stop, self.save = (bool(flag) for flag in flags.tolist())
+            return dropped
+        return bool(bad)
 
-    def on_train_batch_end(self, *_) -> None:
-        done = self.global_step  # does not move while gradients accumulate
-        if self.settings.ema and done > self.averaged:
+    def drop(self, values: Mapping[str, Tensor]) -> None:
+        """Leave the step out and count it, or end the run with its batch on disk and the last good weights."""
+        if self.settings.on_nan == "skip":
+            self.meters.dropped += 1
+            self.bad_steps += 1
+            return
+        assert self.batch is not None
+        numbers = {name: float(value) for name, value in values.items()}
+        mine = not all(math.isfinite(number) for number in numbers.values())
+        if self.trainer.world_size > 1 and not mine:
+            raise TrainingError("the loss is not finite on another process, which says more")
+        save(self.average, self.out / "last.safetensors", {"epoch": self.current_epoch, "unfinished": True})
+        file = write_batch(self.batch, self.train_split, numbers, self.out)
+        lr = self.optimizers().param_groups[0]["lr"]  # pyright: ignore
+        raise TrainingError(not_finite(self.batch, self.train_split, numbers, self.global_step, lr, file))
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        """Clip and log the norm; gradients that are not finite, or of dropped batches only, move nothing."""
+        parameters = [p for p in self.detector.parameters() if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip or math.inf)
+        bad = not torch.isfinite(norm)
+        if bad:
+            self.drop({**self.values, "gradient norm": norm})
+        if bad or self.bad_steps >= self.settings.accumulate:
+            optimizer.zero_grad(set_to_none=True)
+        else:
+            self.meters.add({"gradient_norm": norm})
+        self.bad_steps = 0
+        self.log("gradient_norm", norm)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.settings.ema:
             # Early weights are soon outdated: average over about the last tenth of the steps so far at first.
-            self.averaged = done
+            done = self.global_step
             update_average(self.average, self.detector, min(self.settings.ema, (1 + done) / (10 + done)))
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.meters.step_ends(len(batch))
+        self.log_dict({"images_per_second": self.meters.rate(), "waiting": self.meters.waiting()})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["meters"] = self.meters.state()
+        loop = self.trainer.fit_loop
+        done = loop.epoch_loop.batch_progress.current.ready % int(self.trainer.num_training_batches)
+        epochs = loop.epoch_progress.current.processed  # pyright: ignore[reportAttributeAccessIssue]
+        checkpoint["begin_at"] = (epochs, done)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.meters.load(checkpoint["meters"], self.device)
+        self.begin_at = tuple(checkpoint["begin_at"])
 
     def on_validation_epoch_start(self) -> None:
         self.found = []
@@ -88,17 +164,20 @@ class Learner(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def train_dataloader(self) -> DataLoader:
-        transform = train_transform(
-            self.settings.scales, self.detector.spec.sides[1], self.settings.flip, self.settings.jitter
+        transform, mixing = training_transform(
+            augmentation_of(self.settings), self.settings.scales, self.detector.spec.sides[1], self.settings.epochs
         )
-        return self.batches(self.train_split, transform, training=True)
+        batches = self.batches(self.train_split, transform, training=True, mixing=mixing)
+        assert isinstance(batches.batch_sampler, GroupedBatches)
+        batches.batch_sampler.begin_at(*self.begin_at)
+        return batches
 
     def val_dataloader(self) -> DataLoader | list:
         if self.val_split is None:
             return []
         return self.batches(self.val_split, resize_transform(*self.detector.spec.sides), training=False)
 
-    def batches(self, split: Split, transform, training: bool) -> DataLoader:
+    def batches(self, split: Split, transform, training: bool, mixing: Mixing | None = None) -> DataLoader:
         return loader(
             split,
             transform,
@@ -109,6 +188,7 @@ class Learner(pl.LightningModule):
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
             pin_memory=self.settings.device.startswith("cuda"),
+            mixing=mixing,
         )
 
 

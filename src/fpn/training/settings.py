@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 
-from fpn.data import Split
+from fpn.data import PRESETS, Augmentation, Split
 from fpn.errors import OptionError
 from fpn.hardware import check_devices, pick_device, pick_precision, pick_workers
 from fpn.training.schedule import SCHEDULES
@@ -24,7 +24,8 @@ class Options:
     epochs
         Passes over the data; 12, and more for small data, when left out.
     batch
-        Images a step and device; 4 on a CPU, up to 16 on a GPU by its memory when left out.
+        Images a step and device; auto for the most that fit into memory. When left out, 4 on a CPU and up to 16 on a
+        GPU by its memory.
     accumulate
         Steps whose gradients are added up before the weights change.
     lr
@@ -45,12 +46,33 @@ class Options:
         32, or bf16 for mixed precision; auto takes that where the hardware is made for it.
     scales
         Several shorter sides to draw from while training (multi-scale).
+    augment
+        How much images are changed: none, light (flips), strong, or auto by the number of epochs. Each of the eight
+        options below overrides one part; look at the outcome with `fpn data show`.
     flip
         Probability of a horizontal flip.
+    vertical_flip
+        Probability of a vertical flip, for images without an up: from a microscope, from above.
+    lsj
+        Smallest and largest factor of scale jitter, such as 0.5 2; 1 1 is off.
+    crop
+        Probability of a cut to a random part with objects.
     jitter
         Strength of random changes of colour, 0 to 1.
+    mosaic
+        Probability of four images in one; off in the last epochs, as are the next two.
+    mixup
+        Probability of two images shining through each other.
+    copy_paste
+        Probability of objects of another image put in.
     patience
         Stop after so many epochs without a better AP.
+    on_nan
+        What to do about a loss that is not finite: stop, or skip the batch and count it.
+    save_minutes
+        How often the state for --resume is written within an epoch.
+    deterministic
+        Only algorithms that repeat to the last bit, also on GPUs; slower there.
     seed
         The same seed gives the same run.
     workers
@@ -64,7 +86,7 @@ class Options:
     """
 
     epochs: int | None = None
-    batch: int | None = None
+    batch: int | Literal["auto"] | None = None
     accumulate: int = 1
     lr: float | None = None
     momentum: float = 0.9
@@ -75,9 +97,19 @@ class Options:
     ema: float = 0.999
     precision: str = "auto"
     scales: Sequence[int] | None = None
-    flip: float = 0.5
-    jitter: float = 0.0
+    augment: str = "auto"
+    flip: float | None = None
+    vertical_flip: float | None = None
+    lsj: Sequence[float] | None = None
+    crop: float | None = None
+    jitter: float | None = None
+    mosaic: float | None = None
+    mixup: float | None = None
+    copy_paste: float | None = None
     patience: int | None = None
+    on_nan: str = "stop"
+    save_minutes: float = 10.0
+    deterministic: bool = False
     seed: int = 0
     workers: int | None = None
     device: str = "auto"
@@ -101,9 +133,19 @@ class Settings:
     ema: float
     precision: str
     scales: tuple[int, ...]
+    augment: str
     flip: float
+    vertical_flip: float
+    lsj: tuple[float, float]
+    crop: float
     jitter: float
+    mosaic: float
+    mixup: float
+    copy_paste: float
     patience: int | None
+    on_nan: str
+    save_minutes: float
+    deterministic: bool
     seed: int
     workers: int
     device: str
@@ -116,6 +158,7 @@ def resolve(options: Options, train: Split, short: int) -> Settings:
 
     Raises OptionError for what cannot work.
     """
+    assert options.batch != "auto", "the caller finds the batch size"
     given = vars(options)
     check(**given)
     device = pick_device(options.device)
@@ -131,6 +174,7 @@ def resolve(options: Options, train: Split, short: int) -> Settings:
         "warmup": min(1000, max(1, steps * epochs // 10)) if options.warmup is None else options.warmup,
         "precision": pick_precision(options.precision, device),
         "scales": tuple(options.scales or (short,)),
+        **pick_augmentation(options, epochs),
         "workers": pick_workers(options.workers),
         "device": str(device),
     }
@@ -140,24 +184,44 @@ def resolve(options: Options, train: Split, short: int) -> Settings:
 def check(**given: Any) -> None:
     """Refuse values that cannot work; None is still to be filled in."""
     for name in ("epochs", "batch", "accumulate", "patience", "devices", "nodes"):
-        if given[name] is not None and given[name] < 1:
+        if given[name] not in (None, "auto") and given[name] < 1:
             raise OptionError(f"{name} is {given[name]}: it must be 1 or more")
-    for name in ("lr", "momentum", "weight_decay", "warmup", "clip"):
+    for name in ("lr", "momentum", "weight_decay", "warmup", "clip", "save_minutes"):
         if given[name] is not None and not (math.isfinite(given[name]) and given[name] >= 0):
             raise OptionError(f"{name} is {given[name]}: it must not be negative")
     if given["lr"] == 0:
         raise OptionError("lr is 0: nothing would be learnt; it must be above 0")
-    for name in ("flip", "jitter"):
-        if not 0 <= given[name] <= 1:
-            raise OptionError(f"{name} is {given[name]}: it must be from 0 to 1")
+    if given["augment"] not in ("auto", *PRESETS):
+        raise OptionError(f"augment {given['augment']!r}: it must be auto, {', '.join(PRESETS)}")
     if given["scales"] is not None and (not given["scales"] or min(given["scales"]) < 32):
         raise OptionError(f"scales {list(given['scales'])}: each must be at least 32 pixels")
     if not 0 <= given["seed"] < 2**32:
         raise OptionError(f"seed is {given['seed']}: it must be from 0 to 4294967295")
     if not 0 <= given["ema"] < 1:
         raise OptionError(f"ema is {given['ema']}: it must be 0 (off) or below 1, such as 0.999")
+    if given["on_nan"] not in ("stop", "skip"):
+        raise OptionError(f"on_nan {given['on_nan']!r}: it must be stop or skip")
     if given["schedule"] not in SCHEDULES:
         raise OptionError(f"schedule {given['schedule']!r}: it must be {', '.join(SCHEDULES)}")
+
+
+def pick_augmentation(options: Options, epochs: int) -> dict[str, Any]:
+    """The preset, chosen where it is "auto", and each of its parts as the options or else the preset have it."""
+    name = default_augment(epochs) if options.augment == "auto" else options.augment
+    given = {part: getattr(options, part) for part in vars(PRESETS[name])}
+    given["lsj"] = None if options.lsj is None else tuple(options.lsj)
+    chosen = replace(PRESETS[name], **{part: value for part, value in given.items() if value is not None})
+    return {"augment": name, **vars(chosen)}
+
+
+def augmentation_of(settings: Settings) -> Augmentation:
+    """The settings that `training_transform` needs."""
+    return Augmentation(**{part.name: getattr(settings, part.name) for part in fields(Augmentation)})
+
+
+def default_augment(epochs: int) -> str:
+    """Strong where every image is seen 30 times or more, as in small data, and would be learnt by heart; else light."""
+    return "strong" if epochs >= 30 else "light"
 
 
 def default_batch(device: torch.device) -> int:

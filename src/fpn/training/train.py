@@ -6,7 +6,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ import torch
 import yaml
 
 from fpn.data import Data, Split
-from fpn.errors import DataError, OptionError
-from fpn.hardware import is_main_process
+from fpn.errors import DataError, OptionError, TrainingError
+from fpn.hardware import is_main_process, pick_device, pick_precision
 from fpn.model.faster_rcnn import FasterRCNN
+from fpn.training.memory import largest_batch
+from fpn.training.preflight import preflight, print_preflight
 from fpn.training.settings import Options, Settings, resolve
+from fpn.training.trouble import out_of_memory
 from fpn.weights.checkpoint import fill, read
 from fpn.writing import replacing
 
@@ -48,7 +51,7 @@ def train(
 
     The detector is left with the weights of the best epoch. options: see `fpn.training.settings.Options`: epochs,
     batch, lr, schedule, precision, scales, patience and so on; what is left out fits the data and the machine. resume:
-    go on with the run in `out` from its last whole epoch. config: anything else to note in `out/config.yaml`.
+    go on with the run in `out` where it was stopped. config: anything else to note in `out/config.yaml`.
 
     Writes best.safetensors, last.safetensors, metrics.csv, config.yaml, TensorBoard events and resume.ckpt to `out`.
     Raises OptionError and DataError before anything is written, TrainingError where a loss is not finite.
@@ -57,7 +60,13 @@ def train(
     split, val = data["train"], data.get("val")
     check(detector, split, val)
     state = resume_state(out, resume)
-    settings = resolve(options_of(options), split, detector.spec.short)
+    chosen = options_of(options)
+    if chosen.batch == "auto":
+        chosen = replace(chosen, batch=automatic_batch(detector, split, chosen))
+    settings = resolve(chosen, split, detector.spec.short)
+    findings = preflight(detector, split, val, settings)
+    if is_main_process() and not quiet and not resume:
+        print_preflight(findings, detector, split, val, settings)
     if is_main_process():
         write_config(out, {**(config or {}), "detector": detector.spec.as_dict(), "training": asdict(settings)})
     keeper = fit(detector.train(), split, val, out, settings, state, quiet)
@@ -72,6 +81,14 @@ def options_of(given: Mapping[str, Any]) -> Options:
     if unknown := sorted(given.keys() - known):
         raise OptionError(f"train has no option {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     return Options(**given)
+
+
+def automatic_batch(detector: FasterRCNN, split: Split, options: Options) -> int:
+    if options.devices * options.nodes > 1:
+        raise OptionError("--batch auto works on one device; find the size there, then give it as a number")
+    device = pick_device(options.device)
+    scales = tuple(options.scales or (detector.spec.short,))
+    return largest_batch(detector, split, scales, device, pick_precision(options.precision, device) == "bf16")
 
 
 def check(detector: FasterRCNN, split: Split, val: Split | None) -> None:
@@ -89,7 +106,7 @@ def check(detector: FasterRCNN, split: Split, val: Split | None) -> None:
 
 
 def resume_state(out: Path, resume: bool) -> Path | None:
-    from fpn.training.callbacks import STATE
+    from fpn.training.resume import STATE
 
     state = out / STATE
     if resume and not state.is_file():
@@ -113,6 +130,7 @@ def fit(
 
     from fpn.training.callbacks import Bar, Keeper
     from fpn.training.learner import Learner
+    from fpn.training.resume import ResumeState
 
     silence_lightning()
     pl.seed_everything(settings.seed, workers=True, verbose=False)
@@ -125,8 +143,13 @@ def fit(
         precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
         max_epochs=settings.epochs,
         accumulate_grad_batches=settings.accumulate,
-        gradient_clip_val=settings.clip or None,
-        callbacks=[*([] if quiet or not is_main_process() else [Bar()]), keeper],
+        deterministic=settings.deterministic,
+        sync_batchnorm=device.type == "cuda" and settings.devices * settings.nodes > 1,
+        callbacks=[
+            *([] if quiet or not is_main_process() else [Bar()]),
+            keeper,
+            ResumeState(out, settings.save_minutes),
+        ],
         logger=TensorBoardLogger(str(out), name="", version=""),
         default_root_dir=str(out),
         enable_checkpointing=False,
@@ -137,26 +160,36 @@ def fit(
         use_distributed_sampler=False,
         limit_val_batches=1.0 if val is not None else 0,
     )
-    learner = Learner(detector, settings, split, val)
+    learner = Learner(detector, settings, split, val, out)
     with warnings.catch_warnings():
         for text in HARMLESS:
             warnings.filterwarnings("ignore", text)
-        interrupt = signal.getsignal(signal.SIGINT)
-        try:
-            trainer.fit(learner, ckpt_path=state, weights_only=True)
-        except SystemExit:  # what Lightning makes of Ctrl-C, after which it leaves Ctrl-C switched off
-            if not trainer.interrupted:
-                raise
-            signal.signal(signal.SIGINT, interrupt)
-            raise KeyboardInterrupt from None
+        run(trainer, learner, state, settings)
     (out / "hparams.yaml").unlink(missing_ok=True)  # Lightning's logger writes one; everything is in config.yaml
     return keeper
+
+
+def run(trainer: Any, learner: Any, state: Path | None, settings: Settings) -> None:
+    """`trainer.fit`, with its ways of ending put in order."""
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(learner, ckpt_path=state, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C, after which it leaves Ctrl-C switched off
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, interrupt)
+        raise KeyboardInterrupt from None
+    except (RuntimeError, MemoryError) as error:
+        if words := out_of_memory(settings.batch, settings.scales, error):
+            raise TrainingError(words) from error
+        raise
 
 
 # What Lightning says to people who wrote the loop themselves, and of its own dependencies.
 HARMLESS = (
     ".*does not have many workers.*",
     ".*The number of training batches.*",
+    ".*your dataloader is not resumable.*",  # it is, through the batch sampler
     ".*recommended to use.*sync_dist=True.*",
     ".*LeafSpec.*is deprecated.*",
 )
