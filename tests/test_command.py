@@ -4,10 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
-import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -258,22 +255,3 @@ def test_help_explains_every_option_of_training(capsys):
     for option in dataclasses.fields(Options):
         row = page.split("--" + option.name.replace("_", "-"), 1)[1]
         assert any(word.isalpha() and word.islower() for word in row.split("--")[0].split()), option.name
-
-
-def test_ctrl_c_leaves_a_run_that_goes_on(data, tmp_path):
-    """Interrupted after the first epoch, it says what to type, and that works."""
-    out = tmp_path / "run"
-    command = [sys.executable, "-m", "fpn.cli", "train", str(data), "--out", str(out), "--batch", "4", *SMALL]
-    running = subprocess.Popen([*command, "--epochs", "500"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (out / "resume.ckpt").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    running.send_signal(signal.SIGINT)
-    said = running.communicate(timeout=60)[1]
-    assert running.returncode == 1 and f"--out {out} --resume" in said and "Traceback" not in said
-    config = yaml.safe_load((out / "config.yaml").read_text())
-    done = len(read_rows(out))
-    config["training"]["epochs"] = done + 1
-    (out / "config.yaml").write_text(yaml.safe_dump(config))
-    main(["train", str(data), "--out", str(out), "--resume"])
-    assert len(read_rows(out)) == done + 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from fpn.data.generated import generate
 from fpn.evaluation.evaluate import detect_split
 from fpn.evaluation.metrics import score
 from fpn.evaluation.report import ReportSample, write_report
+from fpn.hardware import cores
 from fpn.model.faster_rcnn import FasterRCNN
 from fpn.predict import detect_one
 from fpn.training.resume import STATE
@@ -55,7 +55,7 @@ def run_demo(out: Path) -> None:
             "Images": f"{len(data['train'])} to learn from, {len(data['val'])} unseen, {SIDE} x {SIDE} pixels",
             "Detector": f"Faster R-CNN with FPN, {weights / 1e6:.1f} million weights",
             "Training": f"{EPOCHS} epochs from random weights, precision {run.settings.precision}",
-            "Time": f"{minutes:.1f} minutes in all on {os.cpu_count()} cores ({platform.machine()})",
+            "Time": f"{minutes:.1f} minutes in all on {cores()} cores ({platform.machine()})",
         },
         notes=metrics.notes,
     )

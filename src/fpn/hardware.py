@@ -60,4 +60,9 @@ def pick_workers(wanted: int | None) -> int:
     """Loading processes: as given, or one a core up to 4 when left out."""
     if wanted is not None and wanted < 0:
         raise OptionError(f"workers is {wanted}: it must be 0 or more")
-    return min(4, os.cpu_count() or 1) if wanted is None else wanted
+    return min(4, cores()) if wanted is None else wanted
+
+
+def cores() -> int:
+    """CPU cores this process may use, which containers and clusters make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

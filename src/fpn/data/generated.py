@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
 from fpn.errors import DataError, OptionError
+from fpn.hardware import cores
 
 # What makes it easy or hard. All of it is stored with the data, so a change here makes the data anew.
 CLASSES = ("ball", "crate", "ring", "star", "leaf")
@@ -146,7 +147,7 @@ def _write_split(
         return objects
 
     rows = []
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
+    with ThreadPoolExecutor(max_workers=min(8, cores())) as threads:
         for index, objects in enumerate(threads.map(one, range(images))):
             for label, (x1, y1, x2, y2) in objects:
                 box = [int(x1), int(y1), int(x2 - x1), int(y2 - y1)]

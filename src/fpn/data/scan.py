@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import os
 import signal
 import time
 import warnings
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from fpn.data.images import _orientation, read_image
 from fpn.errors import FpnError, ImageError
+from fpn.hardware import cores
 
 THUMBNAIL = 32  # pixels a side
 CHUNK = 16  # images handed to a process at once
@@ -63,7 +63,7 @@ def scan(paths: Sequence[str | Path], workers: int | None = None, patience: floa
     digests = np.zeros((n, 2), dtype=np.uint64)
     thumbnails = np.zeros((n, THUMBNAIL, THUMBNAIL), dtype=np.uint8)
     files = [str(path) for path in paths]
-    results = _on_all_cores(files, workers or _cores(), patience)
+    results = _on_all_cores(files, workers or cores(), patience)
     for index, result in tqdm(results, "decoding images", n, unit="image", delay=1, leave=False):
         if len(result) == 2:
             errors[index] = result
@@ -102,10 +102,6 @@ def _kind(cause: BaseException | None) -> str:
         case Image.DecompressionBombError() | Image.DecompressionBombWarning() | MemoryError():
             return "huge-image"
     return "damaged-image"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Worker:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
-from fpn.hardware import is_main_process
+from fpn.hardware import cores, is_main_process
 from fpn.training.learner import Learner
 from fpn.training.resume import save_state
 from fpn.weights.checkpoint import save
@@ -137,7 +136,7 @@ class Keeper(Callback):
         if share > STARVED and not self.warned and is_main_process():
             self.warned = True
             tqdm.write(
-                f"warning: {share:.0%} of the time was spent waiting for images (--workers {workers}, {os.cpu_count()} "
+                f"warning: {share:.0%} of the time was spent waiting for images (--workers {workers}, {cores()} "
                 "cores). More workers help where cores are free; so do images stored no larger than they are used",
                 sys.stderr,
             )
