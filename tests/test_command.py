@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
