@@ -114,7 +114,7 @@ class Keeper(Callback):
             "epoch": epoch,
             **{name: round(value, 5) for name, value in meters.means().items()},
             **{name: round(value, 5) for name, value in (learner.metrics or {}).items()},
-            "lr": float(f"{trainer.optimizers[0].param_groups[0]['lr']:.4g}"),
+            "lr": float(f"{learner.learning_rate:.4g}"),
             "dropped_batches": meters.dropped,
             "seconds": round(meters.seconds(), 1),
             "images_per_second": round(meters.rate() * trainer.world_size, 2),

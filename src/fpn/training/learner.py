@@ -91,8 +91,13 @@ class Learner(pl.LightningModule):
             raise TrainingError("the loss is not finite on another process, which says more")
         save(self.average, self.out / "last.safetensors", {"epoch": self.current_epoch, "unfinished": True})
         file = write_batch(self.batch, self.train_split, numbers, self.out)
-        lr = self.optimizers().param_groups[0]["lr"]  # pyright: ignore
-        raise TrainingError(not_finite(self.batch, self.train_split, numbers, self.global_step, lr, file))
+        raise TrainingError(
+            not_finite(self.batch, self.train_split, numbers, self.global_step, self.learning_rate, file)
+        )
+
+    @property
+    def learning_rate(self) -> float:
+        return self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Clip and log the norm; gradients that are not finite, or of dropped batches only, move nothing."""
@@ -117,7 +122,8 @@ class Learner(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.meters.step_ends(len(batch))
-        self.log_dict({"images_per_second": self.meters.rate(), "waiting": self.meters.waiting()})
+        pace = {"images_per_second": self.meters.rate(), "waiting": self.meters.waiting()}
+        self.log_dict({"lr": self.learning_rate, **pace})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["meters"] = self.meters.state()
