@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import signal
 import time
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from safetensors import safe_open
 
 import fpn
 from fpn.data.generated import generate
-from fpn.errors import DataError, OptionError, TrainingError
+from fpn.errors import CheckpointError, DataError, OptionError, TrainingError
 from fpn.training import memory
 from fpn.training.learner import update_average
 from fpn.training.meters import Meters
@@ -112,6 +113,19 @@ def test_patience_stops_a_run_that_no_longer_gets_better(detector, data, tmp_pat
     monkeypatch.setattr(Metrics, "summary", lambda self: "")
     run = fpn.train(detector, data, out=tmp_path / "run", **{**QUICK, "epochs": 5, "patience": 2})
     assert run.best_epoch == 1 and len(run.history) == 3
+    again = fpn.train(detector, data, out=tmp_path / "run", resume=True, quiet=True)
+    assert len(again.history) == 3  # it had ended
+
+
+def test_a_resumed_run_keeps_its_options(detector, data, tmp_path):
+    fpn.train(detector, data, out=tmp_path / "run", **QUICK)
+    with pytest.raises(OptionError, match="keeps its options, lr cannot change"):
+        fpn.train(detector, data, out=tmp_path / "run", resume=True, lr=0.5)
+    assert fpn.train(detector, data, out=tmp_path / "run", resume=True, quiet=True).settings.epochs == 1
+    state = tmp_path / "run" / "resume.ckpt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        fpn.train(detector, data, out=tmp_path / "run", resume=True)
 
 
 def poison(monkeypatch, detector, index):
@@ -175,15 +189,26 @@ def test_too_little_memory_is_put_into_words(detector, data, tmp_path, monkeypat
 
 def test_batch_auto_takes_what_fits(detector, data, monkeypatch):
     """With 1 GiB an image on top of 2, batches of 8 need 10 GiB: 80 % of 13 hold that, of 12 not."""
-    used = lambda model, batch, device, bf16: (2 + len(batch)) * 2**30  # noqa: E731
-    monkeypatch.setattr(memory, "peak", lambda device: 0)
-    monkeypatch.setattr(memory, "step_memory", used)
+    used = [0]
+    monkeypatch.setattr(memory, "step", lambda model, batch, *_: used.append((2 + len(batch)) * 2**30))
+    monkeypatch.setattr(memory, "peak", lambda device: used[-1])
     for gib, fits in ((13, 8), (12, 4), (1000, 16)):
+        used[:] = [0]
         monkeypatch.setattr(memory, "free_memory", lambda device, gib=gib: gib * 2**30)
-        assert memory.largest_batch(detector, data["train"], (64,), torch.device("cpu")) == fits
+        assert memory.largest_batch(detector, data["train"], (64,), torch.device("cpu"), False) == fits
+    used[:] = [0]
     monkeypatch.setattr(memory, "free_memory", lambda device: 2**30)
     with pytest.raises(OptionError, match=r"not even one image of 64x64 pixels .* --short"):
-        memory.largest_batch(detector, data["train"], (64,), torch.device("cpu"))
+        memory.largest_batch(detector, data["train"], (64,), torch.device("cpu"), False)
+
+
+def test_what_was_used_before_does_not_count(detector, data):
+    cpu = torch.device("cpu")
+    torch.ones(2**28)  # 1 GiB, and gone
+    memory.forget_peak(cpu)
+    before = memory.peak(cpu)
+    held = torch.ones(2**26)
+    assert 2**27 < memory.peak(cpu) - before < 2**29 and memory.free_memory(cpu) > 0 and len(held)
 
 
 def test_batch_auto_measures_a_real_step(detector, data, tmp_path):
@@ -191,10 +216,12 @@ def test_batch_auto_measures_a_real_step(detector, data, tmp_path):
     assert run.settings.batch == 16 and run.settings.lr == default_lr(16)
 
 
-def test_the_largest_size_is_that_of_wide_or_tall_images(data):
-    split = replace(data["train"], sizes=np.array([[100, 200], [200, 100], [100, 250]] + [[100, 100]] * 5))
+def test_the_largest_size_holds_every_image(data):
+    split = replace(data["train"], sizes=np.array([[100, 200], [100, 250]] + [[100, 100]] * 6))
     assert memory.largest_size(split, 64, 128) == (64, 128)
-    assert memory.largest_size(split, 64, 1000) == (64, 160)  # 64 x 160 for the third
+    assert memory.largest_size(split, 64, 1000) == (64, 160)  # 64 x 160 for the second
+    both = replace(data["train"], sizes=np.array([[100, 250], [250, 100]] + [[100, 100]] * 6))
+    assert memory.largest_size(both, 64, 1000) == (160, 160)  # the last batch of an epoch may mix them
 
 
 def test_meters_on_worked_numbers():
@@ -215,6 +242,33 @@ def test_a_loader_that_is_too_slow_is_told_once(detector, data, tmp_path, monkey
     run = fpn.train(detector, data, out=tmp_path / "run", **{**QUICK, "epochs": 2})
     assert run.history[0]["waiting"] > 0.3
     assert capsys.readouterr().err.count("of the time was spent waiting for images (--workers 0") == 1
+
+
+def test_a_bad_batch_leaves_no_trace_in_batch_norm(detector, data, tmp_path, monkeypatch):
+    """Infinite activations reach the running statistics before the loss is known."""
+    stem = next(module for module in detector.modules() if isinstance(module, torch.nn.Conv2d))
+    calls = []
+
+    def explode(module, inputs, output):
+        calls.append(module.training)
+        return output * (math.inf if len(calls) == 1 else 1.0)
+
+    stem.register_forward_hook(explode)
+    fpn.train(detector, data, out=tmp_path / "run", **{**QUICK, "on_nan": "skip", "ema": 0.0})
+    assert all(torch.isfinite(value).all() for value in fpn.load(tmp_path / "run" / "last.safetensors").buffers())
+
+
+def test_without_a_moving_average_batch_norm_learns_too(detector, data, tmp_path):
+    fpn.train(detector, data, out=tmp_path / "run", **{**QUICK, "ema": 0.0})
+    norm = next(module for module in detector.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    assert norm.num_batches_tracked == 2
+
+
+def test_training_leaves_signals_and_algorithms_as_they_were(detector, data, tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    fpn.train(detector, data, out=tmp_path / "run", **{**QUICK, "deterministic": True})
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_weights_that_are_nan_detect_nothing(detector, data):

@@ -69,7 +69,9 @@ def read_options(file: Path) -> dict[str, Any]:
         raise OptionError(f"{file}: holds no options; it should look like `train: {{epochs: 24}}`")
     if "training" not in content or "detector" not in content:
         return content
-    stored = {**content["detector"], "weights": content.get("weights")}
+    if not content.get("weights"):
+        raise OptionError(f"{file}: of a run that was started from Python, so only Python can repeat it")
+    stored = {**content["detector"], "weights": content["weights"]}
     names = {field.name: OF_SPEC.get(field.name, field.name) for field in fields(BuildOptions)}
     build = {name: stored[key] for name, key in names.items() if stored.get(key) is not None}
     training = {name: value for name, value in content["training"].items() if value is not None}
@@ -150,23 +152,34 @@ def train(
     import fpn
     from fpn.build import Spec, from_spec
     from fpn.hardware import is_main_process
+    from fpn.training.resume import STATE
+    from fpn.training.settings import check
+    from fpn.training.train import read_config
 
+    if resume and out is None:
+        raise OptionError("--resume needs --out, the folder of the run that is to go on")
     data = fpn.data.load(path)
     tell(data)
     out = out or default_folder(path)
+    chosen = asdict(options)
     if resume:
         stored = read_config(out)
-        detector, chosen = from_spec(Spec.from_dict(stored["detector"])), stored["training"]
-        weights = stored.get("weights")
+        if parts != BuildOptions():
+            raise OptionError("a run that is resumed keeps its detector; leave out the options that describe one")
+        detector, weights = from_spec(Spec.from_dict(stored["detector"])), stored.get("weights")
+        chosen = {name: value for name, value in chosen.items() if value != getattr(Options(), name)}
     else:
+        check(**chosen)
         torch.manual_seed(options.seed)
         detector, weights = first_build(data, parts, options.device)
-        chosen = asdict(options)
     config = {"data": str(path), "weights": weights}
     try:
         run = fpn.train(detector, data, out=out, resume=resume, config=config, **chosen)
     except KeyboardInterrupt:
-        sys.exit(f"\nfpn: interrupted. To go on from here: fpn train {shlex.quote(str(path))} --out {out} --resume")
+        if not is_main_process() or not (out / STATE).is_file():
+            raise
+        again = shlex.join(["fpn", "train", str(path), "--out", str(out), "--resume"])
+        sys.exit(f"\nfpn: interrupted. To go on from here: {again}")
     if is_main_process():
         best = run.history[run.best_epoch - 1]
         print(f"best epoch {run.best_epoch}" + (f", AP {best['AP']:.3f}" if "AP" in best else "") + f": {run.best}")
@@ -209,22 +222,6 @@ def tell(data: Any) -> None:
         print(f"warning: {problem}", file=sys.stderr)
     if len(data.problems) > len(shown):
         print(f"warning: and {len(data.problems) - len(shown)} more; see fpn data info {data.path}", file=sys.stderr)
-
-
-def read_config(out: Path) -> dict[str, Any]:
-    """The configuration of the run in a folder."""
-    import yaml
-
-    file = out / "config.yaml"
-    if not file.is_file():
-        raise OptionError(f"{file}: not there, so there is no run to resume in {out}")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return {"detector": content["detector"], "training": content["training"], **content}
-    except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
-        raise OptionError(
-            f"{file}: not the configuration of a run ({error}); restore it, or start a new run"
-        ) from error
 
 
 def default_folder(path: Path) -> Path:

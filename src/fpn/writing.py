@@ -11,6 +11,9 @@ from typing import Any
 
 from fpn.errors import FpnError
 
+UMASK = os.umask(0)  # can only be read by setting it
+os.umask(UMASK)
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -24,6 +27,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
+        os.chmod(unfinished, 0o666 & ~UMASK)  # some writers make files that only their owner can read
         os.replace(unfinished, path)
     except OSError as error:
         raise FpnError(f"{path}: cannot be written ({error}); what was there before is untouched") from error

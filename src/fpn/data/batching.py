@@ -162,7 +162,7 @@ def collate(samples: Sequence[Sample | None], multiple: int = 32) -> Batch | Non
 
 
 class GroupedBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) in which wide and tall images do not mix, the same number of batches on every rank.
+    """Batches of (epoch, index), the same number on every rank; wide and tall images mix in one of an epoch at most.
 
     With `shuffle` (training) the order follows from seed and epoch; where the batches do not divide evenly among
     `world` ranks, some are repeated, or the rest is dropped with `drop_last`. Without `shuffle` (evaluation) every

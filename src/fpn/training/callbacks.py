@@ -36,9 +36,8 @@ class Bar(Callback):
         assert isinstance(pl_module, Learner)
         if self.bar is None:
             return
-        if self.bar.n % 5 == 0:  # reading a loss makes a GPU wait
-            shown = {name: f"{float(value):.3f}" for name, value in pl_module.values.items()}
-            self.bar.set_postfix(shown, refresh=False)
+        shown = {name: f"{float(value):.3f}" for name, value in pl_module.values.items()}
+        self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -93,7 +92,7 @@ class Keeper(Callback):
         self.history.append(row)
         ap = row.get("AP", -1.0)
         ap = ap if ap >= 0 else float(epoch)  # nothing to measure on: the last is the best
-        improved = ap >= self.best
+        improved = ap > self.best
         if improved:
             self.best, self.best_epoch = ap, epoch
         self.warn_if_starved(row["waiting"], pl_module.settings.workers)
@@ -105,6 +104,12 @@ class Keeper(Callback):
             write_csv(self.history, self.out / "metrics.csv")
             self.say(row, trainer.max_epochs or 0, pl_module, improved)
         save_state(trainer, self.out)
+        self.stop_if_stale(trainer, epoch)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.stop_if_stale(trainer, trainer.current_epoch)  # a run that had ended is resumed
+
+    def stop_if_stale(self, trainer: pl.Trainer, epoch: int) -> None:
         if self.patience is not None and epoch - self.best_epoch >= self.patience:
             trainer.should_stop = True
 

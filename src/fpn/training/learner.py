@@ -45,13 +45,15 @@ class Learner(pl.LightningModule):
         self.meters = Meters()
         self.stop = self.save = False
         self.begin_at = (0, 0)  # epoch, and the batches of it that an earlier process has done
-        self.bad_steps = 0  # of those whose gradients are being accumulated
         self.batch: Batch | None = None
+        self.window: list[Tensor] = []  # positions of the images whose gradients are being accumulated
         self.values: dict[str, Tensor] = {}
 
     def on_train_start(self) -> None:
-        self.detector.train()
         self.average.eval()
+        self.detector.train()  # last: without a moving average they are one
+        norms = [module for module in self.detector.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        self.statistics = [buffer for norm in norms for buffer in norm.buffers() if buffer.is_floating_point()]
 
     def on_train_batch_start(self, batch: Batch, _: int) -> None:
         self.meters.step_begins()
@@ -59,12 +61,16 @@ class Learner(pl.LightningModule):
         torch.manual_seed(seed_from(self.settings.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
+        before = [buffer.clone() for buffer in self.statistics]
         losses = self.detector.losses(batch)
         loss = torch.stack(list(losses.values())).sum()
         self.batch, self.values = batch, {"loss": loss.detach(), **{n: v.detach() for n, v in losses.items()}}
         if self.agree(~torch.isfinite(loss)):
-            self.drop(self.values)
+            for buffer, value in zip(self.statistics, before, strict=True):
+                buffer.copy_(value)
+            self.drop(self.values, [batch.indices], everywhere=False)
             return torch.stack([p.sum() for p in self.detector.parameters() if p.requires_grad]).sum() * 0
+        self.window.append(batch.indices)
         self.meters.add(self.values)
         self.log_dict(self.values, batch_size=len(batch))
         return loss
@@ -78,22 +84,23 @@ class Learner(pl.LightningModule):
             return dropped
         return bool(bad)
 
-    def drop(self, values: Mapping[str, Tensor]) -> None:
-        """Leave the step out and count it, or end the run with its batch on disk and the last good weights."""
+    def drop(self, values: Mapping[str, Tensor], indices: list[Tensor], everywhere: bool) -> None:
+        """Leave batches out and count them, or end the run with the last on disk and the last good weights.
+
+        everywhere: whether all processes have the same values, so that one of them can speak for all.
+        """
         if self.settings.on_nan == "skip":
-            self.meters.dropped += 1
-            self.bad_steps += 1
+            self.meters.dropped += len(indices)
             return
         assert self.batch is not None
         numbers = {name: float(value) for name, value in values.items()}
-        mine = not all(math.isfinite(number) for number in numbers.values())
+        mine = self.trainer.is_global_zero if everywhere else not all(map(math.isfinite, numbers.values()))
         if self.trainer.world_size > 1 and not mine:
             raise TrainingError("the loss is not finite on another process, which says more")
         save(self.average, self.out / "last.safetensors", {"epoch": self.current_epoch, "unfinished": True})
         file = write_batch(self.batch, self.train_split, numbers, self.out)
-        raise TrainingError(
-            not_finite(self.batch, self.train_split, numbers, self.global_step, self.learning_rate, file)
-        )
+        files = [str(self.train_split.path(i)) for i in torch.cat(indices).tolist()]
+        raise TrainingError(not_finite(files, numbers, self.global_step, self.learning_rate, file))
 
     @property
     def learning_rate(self) -> float:
@@ -105,12 +112,12 @@ class Learner(pl.LightningModule):
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip or math.inf)
         bad = not torch.isfinite(norm)
         if bad:
-            self.drop({**self.values, "gradient norm": norm})
-        if bad or self.bad_steps >= self.settings.accumulate:
+            self.drop({**self.values, "gradient norm": norm}, self.window, everywhere=True)
+        if bad or not self.window:
             optimizer.zero_grad(set_to_none=True)
         else:
             self.meters.add({"gradient_norm": norm})
-        self.bad_steps = 0
+        self.window = []
         self.log("gradient_norm", norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -138,6 +145,9 @@ class Learner(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.found = []
+        if self.trainer.world_size > 1:  # each process has batch norm statistics of its own, one has them saved
+            for buffer in self.average.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: Batch | None, _: int) -> None:
         if batch is not None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import os
-import resource
-import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,23 +20,25 @@ SHARE = 0.8  # of the memory that is free may be used: real batches vary, and me
 
 
 def largest_batch(
-    detector: FasterRCNN, split: Split, scales: tuple[int, ...], device: torch.device, bf16: bool = False
+    detector: FasterRCNN, split: Split, scales: tuple[int, ...], device: torch.device, bf16: bool, mixed: int = 1
 ) -> int:
     """Images a step for which a training step fits into memory; a power of two.
 
     Each try is a forward and backward pass at the largest size that training can meet, with as many boxes as the
-    densest image has. Raises OptionError where not even one image fits.
+    densest image has, times the `mixed` images that may be put into one. Raises OptionError where not even one image
+    fits, and on systems that do not tell how much memory a process uses.
     """
-    size = largest_size(split, max(scales), detector.spec.sides[1])
+    size, objects = largest_size(split, max(scales), detector.spec.sides[1]), mixed * most_boxes([split])[0]
     model = copy.deepcopy(detector).to(device).train()
-    fits, free, before = 0, free_memory(device), 0
-    base = peak(device) if device.type == "cpu" else 0
+    forget_peak(device)
+    fits, free, base, before = 0, free_memory(device), peak(device), 0
     while fits < LARGEST[device.type]:
         batch = max(1, 2 * fits)
         try:
-            used = step_memory(model, made_up_batch(batch, size, most_boxes([split])[0]), device, bf16) - base
+            step(model, made_up_batch(batch, size, objects), device, bf16)
         except (torch.OutOfMemoryError, MemoryError):
             break
+        used = peak(device) - base
         if used > SHARE * free:
             break
         fits = batch
@@ -55,10 +55,8 @@ def largest_batch(
 def largest_size(split: Split, short: int, long: int) -> tuple[int, int]:
     """Height and width, multiples of 32, that hold every image of the split after resizing."""
     shapes = np.unique(split.sizes, axis=0)
-    sizes = np.array([resized_size((int(h), int(w)), short, long) for h, w in shapes])
-    wide = sizes[:, 1] >= sizes[:, 0]  # wide and tall images do not share batches
-    most = max((group.max(axis=0) for group in (sizes[wide], sizes[~wide]) if len(group)), key=np.prod)
-    return int(-(-most[0] // 32) * 32), int(-(-most[1] // 32) * 32)
+    height, width = np.max([resized_size((int(h), int(w)), short, long) for h, w in shapes], axis=0)
+    return int(-(-height // 32) * 32), int(-(-width // 32) * 32)
 
 
 def made_up_batch(count: int, size: tuple[int, int], objects: int) -> Batch:
@@ -74,27 +72,44 @@ def made_up_batch(count: int, size: tuple[int, int], objects: int) -> Batch:
     return Batch(images, sizes, sizes, torch.zeros(count, dtype=torch.int64), targets)
 
 
-def step_memory(model: FasterRCNN, batch: Batch, device: torch.device, bf16: bool) -> int:
-    """The most bytes in use by the end of one training step."""
+def step(model: FasterRCNN, batch: Batch, device: torch.device, bf16: bool) -> None:
+    """What a training step does as far as memory goes."""
     with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
         losses = model.losses(batch.to(device))
     torch.stack(list(losses.values())).sum().backward()
     model.zero_grad()
-    return peak(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError as error:
+        raise OptionError("--batch auto can measure GPUs, and CPUs on Linux only; give a number") from error
 
 
 def peak(device: torch.device) -> int:
-    """The most bytes this process has used so far."""
+    """The most bytes this process has used since `forget_peak`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most * (1 if sys.platform == "darwin" else 1024)
+    return 1024 * kilobytes("/proc/self/status", "VmHWM")
 
 
 def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had: of the GPU, or of the machine and what the container leaves of it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # macOS does not tell: half of all
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    free = 1024 * kilobytes("/proc/meminfo", "MemAvailable")
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
+
+
+def kilobytes(file: str, name: str) -> int:
+    """A number from the tables that Linux keeps."""
+    rows = dict(line.split(":", 1) for line in Path(file).read_text().splitlines() if ":" in line)
+    return int(rows[name].split()[0])

@@ -10,13 +10,17 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
+from fpn.hardware import is_main_process
 from fpn.training.learner import Learner
 from fpn.writing import replacing
 
@@ -34,25 +38,27 @@ def save_state(trainer: pl.Trainer, out: Path) -> None:
 class ResumeState(Callback):
     """Writes the state every `minutes` within an epoch, and when the user or the machine asks the run to stop.
 
-    The first Ctrl-C (or SIGTERM) lets the step end and writes the state; the second stops at once.
+    The first Ctrl-C (or SIGTERM) lets the step end, or the validation that has begun, and writes the state; the second
+    stops at once.
     """
 
     def __init__(self, out: Path, minutes: float) -> None:
         self.out, self.minutes = out, minutes
         self.asked = False
         self.saved = time.monotonic()
-        self.handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.saved = time.monotonic()
-        if threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in own_signals():
+            signal.signal(number, self.ask)  # over Lightning's; `as_before` puts back what was there before both
 
     def ask(self, number: int, _: Any) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        tqdm.write("\nstopping after this step; once more stops at once", sys.stderr)
+        if is_main_process():
+            said = "\nstopping after this step, or after the validation where it has begun; once more stops at once"
+            tqdm.write(said, sys.stderr)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, Learner)
@@ -68,18 +74,29 @@ class ResumeState(Callback):
             return  # after the last batch the epoch's end saves
         save_state(trainer, self.out)
         self.saved = time.monotonic()
-        self.stop_if_asked(pl_module)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Learner)
-        self.saved = time.monotonic()
-        self.stop_if_asked(pl_module)
-
-    def stop_if_asked(self, learner: Learner) -> None:
-        if learner.stop:
+        if pl_module.stop:
             raise KeyboardInterrupt
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        for number, handler in self.handlers.items():
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.saved = time.monotonic()
+        if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+            raise KeyboardInterrupt
+
+
+def own_signals() -> tuple[signal.Signals, ...]:
+    """Those that ask a run to stop, where this thread may handle them."""
+    main = threading.current_thread() is threading.main_thread()
+    return (signal.SIGINT, signal.SIGTERM) if main else ()
+
+
+@contextmanager
+def as_before() -> Iterator[None]:
+    """Leaves the handling of signals and torch's choice of algorithms as they were."""
+    handlers = {number: signal.getsignal(number) for number in own_signals()}
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-        self.handlers = {}

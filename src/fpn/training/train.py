@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import signal
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -14,12 +14,13 @@ import torch
 import yaml
 
 from fpn.data import Data, Split
-from fpn.errors import DataError, OptionError, TrainingError
+from fpn.errors import CheckpointError, DataError, FpnError, OptionError, TrainingError
 from fpn.hardware import is_main_process, pick_device, pick_precision
 from fpn.model.faster_rcnn import FasterRCNN
 from fpn.training.memory import largest_batch
 from fpn.training.preflight import preflight, print_preflight
 from fpn.training.settings import Options, Settings, resolve
+from fpn.training.settings import check as check_options
 from fpn.training.trouble import out_of_memory
 from fpn.weights.checkpoint import fill, read
 from fpn.writing import replacing
@@ -51,16 +52,22 @@ def train(
 
     The detector is left with the weights of the best epoch. options: see `fpn.training.settings.Options`: epochs,
     batch, lr, schedule, precision, scales, patience and so on; what is left out fits the data and the machine. resume:
-    go on with the run in `out` where it was stopped. config: anything else to note in `out/config.yaml`.
+    go on with the run in `out` where it was stopped, with the options it has. config: anything else to note in
+    `out/config.yaml`.
 
     Writes best.safetensors, last.safetensors, metrics.csv, config.yaml, TensorBoard events and resume.ckpt to `out`.
     Raises OptionError and DataError before anything is written, TrainingError where a loss is not finite.
     """
+    from fpn.training.resume import as_before
+
     out = Path(out)
     split, val = data["train"], data.get("val")
     check(detector, split, val)
     state = resume_state(out, resume)
+    if resume:
+        options = kept(options, read_config(out)["training"])
     chosen = options_of(options)
+    check_options(**vars(chosen))
     if chosen.batch == "auto":
         chosen = replace(chosen, batch=automatic_batch(detector, split, chosen))
     settings = resolve(chosen, split, detector.spec.short)
@@ -69,7 +76,10 @@ def train(
         print_preflight(findings, detector, split, val, settings)
     if is_main_process():
         write_config(out, {**(config or {}), "detector": detector.spec.as_dict(), "training": asdict(settings)})
-    keeper = fit(detector.train(), split, val, out, settings, state, quiet)
+        for unfinished in out.glob(".*.tmp"):  # of a run that was killed while it wrote
+            unfinished.unlink()
+    with as_before():
+        keeper = fit(detector.train(), split, val, out, settings, state, quiet)
     best = out / "best.safetensors"
     fill(detector, read(best)[1], best)
     detector.eval()
@@ -83,12 +93,37 @@ def options_of(given: Mapping[str, Any]) -> Options:
     return Options(**given)
 
 
+def read_config(out: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder."""
+    file = out / "config.yaml"
+    if not file.is_file():
+        raise OptionError(f"{file}: not there, so there is no run to resume in {out}")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return {"detector": content["detector"], "training": content["training"], **content}
+    except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+        raise OptionError(
+            f"{file}: not the configuration of a run ({error}); restore it, or start a new run"
+        ) from error
+
+
+def kept(given: Mapping[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """The options of a run that goes on: its own. Raises OptionError where others are asked for."""
+    if changed := sorted(name for name, value in given.items() if to_plain(value) != stored.get(name)):
+        raise OptionError(
+            f"a run that is resumed keeps its options, {', '.join(changed)} cannot change; start a new one for that"
+        )
+    return stored
+
+
 def automatic_batch(detector: FasterRCNN, split: Split, options: Options) -> int:
     if options.devices * options.nodes > 1:
         raise OptionError("--batch auto works on one device; find the size there, then give it as a number")
     device = pick_device(options.device)
     scales = tuple(options.scales or (detector.spec.short,))
-    return largest_batch(detector, split, scales, device, pick_precision(options.precision, device) == "bf16")
+    bf16 = pick_precision(options.precision, device) == "bf16"
+    mixed = 4 if resolve(replace(options, batch=1), split, detector.spec.short).mosaic else 1
+    return largest_batch(detector, split, scales, device, bf16, mixed)
 
 
 def check(detector: FasterRCNN, split: Split, val: Split | None) -> None:
@@ -109,6 +144,8 @@ def resume_state(out: Path, resume: bool) -> Path | None:
     from fpn.training.resume import STATE
 
     state = out / STATE
+    if resume and state.is_file() and not zipfile.is_zipfile(state):
+        raise CheckpointError(f"{state}: damaged, so the run cannot be resumed; start a new one")
     if resume and not state.is_file():
         raise OptionError(f"{out}: no run to resume here ({STATE} is missing); leave --resume out to start one")
     if not resume and state.is_file():
@@ -164,25 +201,34 @@ def fit(
     with warnings.catch_warnings():
         for text in HARMLESS:
             warnings.filterwarnings("ignore", text)
-        run(trainer, learner, state, settings)
-    (out / "hparams.yaml").unlink(missing_ok=True)  # Lightning's logger writes one; everything is in config.yaml
+        try:
+            run(trainer, learner, state, settings)
+        finally:
+            (out / "hparams.yaml").unlink(missing_ok=True)  # of Lightning's logger; everything is in config.yaml
     return keeper
 
 
 def run(trainer: Any, learner: Any, state: Path | None, settings: Settings) -> None:
     """`trainer.fit`, with its ways of ending put in order."""
-    interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(learner, ckpt_path=state, weights_only=True)
-    except SystemExit:  # what Lightning makes of Ctrl-C, after which it leaves Ctrl-C switched off
+    except SystemExit:  # what Lightning makes of Ctrl-C
         if not trainer.interrupted:
             raise
-        signal.signal(signal.SIGINT, interrupt)
         raise KeyboardInterrupt from None
+    except FpnError as error:
+        raise type(error)(own_words(str(error))) from None
     except (RuntimeError, MemoryError) as error:
         if words := out_of_memory(settings.batch, settings.scales, error):
             raise TrainingError(words) from error
         raise
+
+
+def own_words(text: str) -> str:
+    """An error's own message, where a loading process has wrapped it in its traceback."""
+    if not text.startswith("Caught "):
+        return text
+    return text.strip().splitlines()[-1].split(": ", 1)[-1]
 
 
 # What Lightning says to people who wrote the loop themselves, and of its own dependencies.

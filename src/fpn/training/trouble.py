@@ -39,13 +39,12 @@ def write_batch(batch: Batch, split: Split, values: Mapping[str, float], out: Pa
     return path
 
 
-def not_finite(batch: Batch, split: Split, values: Mapping[str, float], step: int, lr: float, file: Path) -> str:
+def not_finite(files: list[str], values: Mapping[str, float], step: int, lr: float, batch: Path) -> str:
     numbers = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
-    files = ", ".join(str(split.path(i)) for i in batch.indices.tolist())
     return (
-        f"the loss is not finite at step {step} ({numbers}) on {files}. The batch is in {file} and beside it as "
-        f"pictures; last.safetensors holds the last good weights. Look at the boxes, lower --lr (now {lr:g}), or drop "
-        "such batches with --on-nan skip"
+        f"the loss is not finite at step {step} ({numbers}) on {', '.join(files)}. The batch is in {batch} and beside "
+        "it as pictures; last.safetensors holds the last good weights. Look at the boxes, or begin again with a lower "
+        f"--lr (now {lr:g}), or dropping such batches with --on-nan skip"
     )
 
 
