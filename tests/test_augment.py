@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -248,13 +249,27 @@ def test_show(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     assert not list(tmp_path.glob(".*"))
 
 
+def test_show_leaves_out_what_it_cannot_read(data: Path, tmp_path: Path) -> None:
+    split = fpn.data.load(data)["train"]
+    split.path(1).write_bytes(b"no image")
+    transform, _ = training_transform(PRESETS["none"], (64,), 100, 1)
+    words = rf"1 image could not be read: {re.escape(str(split.path(1)))}; "
+    with pytest.warns(UserWarning, match=words) as warned:
+        assert save_grid(split, transform, tmp_path / "show.png", seed=-1) == len(split) - 1
+    assert len(warned) == 1
+    for index in range(len(split)):
+        split.path(index).write_bytes(b"no image")
+    with pytest.raises(DataError, match=f"{len(split)} images could not be read"):
+        save_grid(split, transform, tmp_path / "show.png")
+
+
 def test_show_refuses_what_it_cannot_draw(data: Path, tmp_path: Path) -> None:
     split = fpn.data.load(data)["train"]
     transform, _ = training_transform(PRESETS["none"], (64,), 100, 1)
     with pytest.raises(OptionError, match=r"show\.bmp: the name of the picture must end in \.png or \.jpg"):
         save_grid(split, transform, tmp_path / "show.bmp")
     for numbers in ({"count": 0}, {"times": 0}, {"count": 100, "times": 100}):
-        with pytest.raises(OptionError, match="count .* times"):
+        with pytest.raises(OptionError, match="--count .* --times"):
             save_grid(split, transform, tmp_path / "show.png", **numbers)
     with pytest.raises(DataError, match="no images to show"):
         save_grid(split.select(torch.zeros(0, dtype=torch.int64).numpy(), "train"), transform, tmp_path / "show.png")

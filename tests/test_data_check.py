@@ -86,6 +86,15 @@ def rename_class(folder: Path, split: str, old: str, new: str, number: int | Non
         category |= {"name": new, "id": category["id"] if number is None else number}
 
     edit(folder, split, change)
+    files = sorted((folder / "annotations").iterdir())
+    categories = {c["id"]: c for file in files for c in json.loads(file.read_text())["categories"]}
+    for name in ("train", "val"):
+        edit(folder, name, lambda content: content.update(categories=list(categories.values())))
+
+
+def cows(folder: Path, split: str) -> None:
+    edit(folder, split, lambda content: content["categories"].append({"id": 5, "name": "cow"}))
+    add_box(folder, [100, 60, 20, 30], split, category=5)
 
 
 def found(folder: Path, **options: Any) -> list[Defect]:
@@ -131,7 +140,7 @@ PLANTED: dict[str, tuple[Callable[[Path], object], str, bool]] = {
     "image-size": (lambda f: texture(9, (90, 120)).save(image(f, "train2.png")), "train2.png", True),
     "exif-ignored": (lambda f: save_turned(f, 6), "train1.png", True),
     "leak": (lambda f: copy_image(f, "val1.png", "other.png", "train"), "other.png", True),
-    "near-leak": (lambda f: recode_image(f, "val1.png", "other.jpg", "train"), "other.jpg", True),
+    "near-leak": (lambda f: recode_image(f, "val1.png", "other.jpg", "train"), "other.jpg", False),
     "duplicate-image": (lambda f: copy_image(f, "train1.png", "other.png", "train"), "other.png", True),
     "near-duplicate": (lambda f: recode_image(f, "train1.png", "other.jpg", "train"), "other.jpg", False),
     "box-zero-size": (lambda f: add_box(f, [5, 5, 0, 10]), "train1.png", True),
@@ -146,10 +155,11 @@ PLANTED: dict[str, tuple[Callable[[Path], object], str, bool]] = {
     "duplicate-id": (lambda f: edit(f, "val", lambda c: c["annotations"][0].update(id=2)), "annotation id 2", True),
     "class-spelling": (lambda f: rename_class(f, "val", "dog", "Dog ", 5), "class 'dog'", True),
     "unused-class": (
-        lambda f: edit(f, "train", lambda c: c["categories"].append({"id": 5, "name": "cow"})),
+        lambda f: [edit(f, s, lambda c: c["categories"].append({"id": 5, "name": "cow"})) for s in ("train", "val")],
         "class 'cow'",
         True,
     ),
+    "class-sets": (lambda f: cows(f, "train"), "instances_val.json", True),
     "untrained-class": (lambda f: rename_class(f, "val", "dog", "cow", 5), "class 'cow'", False),
 }
 
@@ -267,6 +277,84 @@ def test_voc_data_is_repaired_too(tmp_path: Path) -> None:
     assert [d.kind for d in done.defects if d.severity != "note"] == ["box-zero-size"]
     assert fpn.data.load(tmp_path / "copy").format == "coco"
     assert {d.kind for d in done.remaining} == {"unmeasured-class"}  # a note
+
+
+def test_one_image_entry_per_box_loses_no_box(folder: Path, tmp_path: Path) -> None:
+    """As naive exporters write it: each box comes with an entry of its own for the image."""
+
+    def one_entry_a_box(content: Content) -> None:
+        files = {entry["id"]: entry["file_name"] for entry in content["images"]}
+        content["images"] = []
+        for annotation in content["annotations"]:
+            name = files[annotation["image_id"]]
+            content["images"].append({"id": 100 + annotation["id"], "file_name": name, "height": 96, "width": 128})
+            annotation["image_id"] = 100 + annotation["id"]
+
+    before = fpn.data.load(folder)["train"]
+    edit(folder, "train", one_entry_a_box)
+    done = repair(fpn.data.load(folder), tmp_path / "copy", workers=1)
+    assert [defect.kind for defect in done.defects] == ["duplicate-entry"] * 4 and done.remaining == []
+    assert "has 2 entries" in done.defects[0].text and "joined" in done.defects[0].text
+    after = fpn.data.load(tmp_path / "copy")["train"]
+    np.testing.assert_array_equal(after.offsets, before.offsets)
+    np.testing.assert_array_equal(after.boxes, before.boxes)
+    np.testing.assert_array_equal(after.labels, before.labels)
+
+
+def test_an_image_with_two_annotation_files_is_no_duplicate_of_itself(tmp_path: Path) -> None:
+    folder = write_voc(tmp_path / "data")
+    (folder / "Annotations" / "z.xml").write_text((folder / "Annotations" / "a.xml").read_text())
+    with (folder / "ImageSets" / "Main" / "train.txt").open("a") as stream:
+        stream.write("z\n")
+    assert [defect.kind for defect in found(folder) if defect.severity != "note"] == ["duplicate-entry"]
+
+
+def test_a_class_that_loses_its_last_box_stays(folder: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        edit(folder, split, lambda content: content["categories"].append({"id": 5, "name": "cow"}))
+    add_box(folder, [100, 60, 1, 30], category=5)
+    done = repair(fpn.data.load(folder), tmp_path / "copy", workers=1)
+    assert [change.kind for change in done.changes] == ["tiny-box"]
+    assert fpn.data.load(tmp_path / "copy").classes == ("cat", "dog", "cow")
+    assert [defect.kind for defect in done.remaining] == ["unused-class"]
+
+
+def test_boxes_of_an_id_that_two_files_have_are_left_out_and_remain_a_defect(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(folder, "train", lambda content: content["images"][1].update(id=1))  # those of train2.png are now unknown
+    edit(folder, "train", lambda content: [entry.update(image_id=1) for entry in content["annotations"][2:4]])
+    data = fpn.data.load(folder)
+    assert [Path(file).stem for file in data["train"].files] == ["train3", "train4"]
+    assert [str(problem) for problem in data.problems] == [
+        "annotations/instances_train.json: image id 1 is that of images/train1.png, images/train2.png; "
+        "left out with 4 boxes of one or the other, renumber"
+    ]
+    code, screen = run(capsys, folder, "--fix", "--out", tmp_path / "copy")
+    assert code == 1 and "1 defect remains and needs a person" in screen and "it is clean" not in screen
+    assert screen.count("left out with 4 boxes") == 2  # among the changes, and as what remains
+
+
+def test_no_split_is_drawn_to_look_for_leaks(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "annotations" / "instances_val.json").unlink()
+    for number in (1, 2, 3, 4):  # every other picture is nearly one before: some would be in a split drawn at random
+        Image.open(image(folder, f"train{number}.png")).save(image(folder, f"other{number}.jpg"), quality=60)
+        entry = {"id": 50 + number, "file_name": f"other{number}.jpg", "height": 96, "width": 128}
+        edit(folder, "train", lambda content, entry=entry: content["images"].append(entry))
+    code, text = run(capsys, folder, "--json", "--fix", "--out", tmp_path / "copy")
+    content = json.loads(text)
+    assert code == 1 and content["counts"] == {"near-duplicate": 4} and content["changes"] == []
+    assert list(fpn.data.load(tmp_path / "copy", draw=False)) == ["train"]
+
+
+def test_data_without_a_box_need_a_person(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val"):
+        edit(folder, split, lambda content: content.update(annotations=[]))
+    code, screen = run(capsys, folder)
+    assert code == 1 and "the data have 6 images and no box" in screen and "1 defect. It needs a person." in screen
+    assert "unused-class" not in screen
+    code, _ = run(capsys, folder, "--fix", "--out", tmp_path / "copy")
+    assert "no box would be left" in code
 
 
 # Boxes
@@ -427,6 +515,7 @@ def test_exit_codes_and_screen(folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert screen.index("the same picture in two splits") < screen.index("box with a side under 2 pixels")
     code, screen = run(capsys, folder, "--fix", "--out", tmp_path / "copy")
     assert code == 0 and "The copy was checked too: it is clean." in screen and "the box is left out" in screen
+    assert screen.count("(100, 5, 101, 55)") == screen.count("[red]other.png") == 1  # what was mended is said once
     code, screen = run(capsys, folder, "--ignore", "leak", "tiny-box")
     assert code == 0 and "No defects found" in screen
 
@@ -438,7 +527,7 @@ def test_a_copy_in_which_a_defect_remains_says_so(
     code, screen = run(capsys, folder)
     assert code == 1 and "1 defect. It needs a person." in screen
     code, screen = run(capsys, folder, "--fix", "--out", tmp_path / "copy")
-    assert code == 1 and "1 defect in it needs a person" in screen
+    assert code == 1 and "1 defect remains and needs a person" in screen
 
 
 def test_json(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -489,7 +578,8 @@ def test_bccd(shared: Path, tmp_path: Path) -> None:
         ("box-zero-size", "BloodImage_00343.xml"),
         ("box-zero-size", "BloodImage_00338.xml"),
     ]
-    assert done.remaining == [] and sum(map(len, fpn.data.load(tmp_path / "copy").values())) == 363
+    assert [d.kind for d in done.remaining] == ["near-leak"]
+    assert sum(map(len, fpn.data.load(tmp_path / "copy").values())) == 364
 
 
 def test_coco_tiny_is_clean(shared: Path) -> None:

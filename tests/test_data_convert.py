@@ -94,7 +94,7 @@ def test_coco_keeps_ids_and_areas(tmp_path: Path) -> None:
         for name in ("image_ids", "category_ids", "areas", "labels", "offsets", "sizes", "ignore"):
             np.testing.assert_array_equal(getattr(data[split], name), getattr(original[split], name))
     assert data["train"].files.tolist()[3] == "images/train/ein Bild ü.png"
-    assert [text.split(" (")[0] for text in lost if "masks" not in text] == ["names of 1 images"]  # Z.png beside z.png
+    assert [text.split(" (")[0] for text in lost if "masks" not in text] == ["names of 1 image"]  # Z.png beside z.png
 
 
 def test_what_a_format_cannot_hold_is_said(tmp_path: Path) -> None:
@@ -225,6 +225,15 @@ def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "VOC format, 4 boxes, images: train 3, val 1" in screen
     assert "category ids: 0 to 1 become 1 to 2" in screen
     assert_same(fpn.data.load(tmp_path / "new"), fpn.data.load(tmp_path / "data"))
+
+
+def test_convert_writes_no_split_that_the_data_do_not_have(tmp_path: Path) -> None:
+    pictures = tuple(Picture(f"{n}.png", (16, 16 + n), (("cat", 2, 2, 8, 10),)) for n in range(10))
+    write_coco(tmp_path / "data", {"train": pictures})
+    for form in FORMATS:
+        main(["data", "convert", str(tmp_path / "data"), "--to", form, "--out", str(tmp_path / form)])
+        copy = fpn.data.load(tmp_path / form, draw=False)
+        assert {name: len(part) for name, part in copy.items()} == {"train": 10}
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -118,12 +118,13 @@ def test_coco_boxes(tmp_path: Path) -> None:
 def test_coco_ids_that_stand_twice(tmp_path: Path) -> None:
     content = coco_content(PICTURES["train"])
     content["images"].append({**content["images"][1], "id": 1})
-    content["annotations"][1]["id"] = 1
+    content["annotations"].append({**content["annotations"][2], "bbox": [1, 1, 5, 5]})
     data = coco_with(tmp_path, content)
-    assert len(data["val"]) == 3 and len(data["val"].boxes) == 3
+    assert data["val"].files.tolist() == ["images/b.png", "images/c.png"] and len(data["val"].boxes) == 2
     assert listed(data) == [
-        "annotations/instances_val.json: image id 1 (b.png) has the id of a.png; left out, renumber it",
-        "annotations/instances_val.json: annotation id 1 stands 2 times; all are kept, renumber",
+        "annotations/instances_val.json: image id 1 is that of images/a.png, images/b.png; "
+        "left out with 2 boxes of one or the other, renumber",
+        "annotations/instances_val.json: annotation id 3 stands 2 times; all are kept, renumber",
     ]
 
 
@@ -131,8 +132,8 @@ def test_one_image_in_two_entries(tmp_path: Path) -> None:
     content = coco_content(PICTURES["train"])
     content["images"].append({**content["images"][0], "id": 9, "file_name": "elsewhere/a.png"})
     data = coco_with(tmp_path / "coco", content)
-    assert len(data["val"]) == 4
-    assert "images/a.png: is the file of image ids 1 (a.png) and 9 (elsewhere/a.png)" in listed(data)[0]
+    assert len(data["val"]) == 3
+    assert "images/a.png: has 2 entries in annotations/instances_val.json (image ids 1, 9)" in listed(data)[0]
 
     folder = write_voc(tmp_path / "voc")
     (folder / "Annotations" / "other.xml").write_text(xml(PICTURES["train"][0]))

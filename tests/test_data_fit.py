@@ -173,6 +173,7 @@ def test_long_boxes_call_for_long_anchors() -> None:
     wide, square = squares(sides, 1 / 6, size=1000), squares(sides, 1.0, size=1000)
     (advice,) = [a for a in advise(fit_of(wide, 1000)) if a.topic == "anchor ratios"]
     assert advice.options["anchor_ratios"] == [pytest.approx(0.17)]
+    assert ": --ratios 0.17 " in advice.text  # as the command takes it
     assert "anchor ratios" not in topics(fit_of(square, 1000))
 
 

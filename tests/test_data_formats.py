@@ -67,6 +67,15 @@ def test_a_set_without_val_is_split_and_says_so(form: str, tmp_path: Path) -> No
     assert other["val"].files.tolist() != data["val"].files.tolist()
 
 
+def test_no_split_is_drawn_where_none_is_wanted(tmp_path: Path) -> None:
+    pictures = tuple(Picture(f"{index}.png", (16, 16), (("cat", 2, 2, 8, 10),)) for index in range(20))
+    write_coco(tmp_path / "whole", {"default": pictures})
+    assert list(fpn.data.load(tmp_path / "whole")) == ["train", "val", "test"]
+    whole = fpn.data.load(tmp_path / "whole", draw=False)
+    assert {name: len(split) for name, split in whole.items()} == {"train": 20}
+    assert not any("divided" in note for note in whole.notes)
+
+
 def test_only_val_is_drawn_where_test_exists(tmp_path: Path) -> None:
     pictures = tuple(Picture(f"{index}.png", (16, 16), (("cat", 2, 2, 8, 10),)) for index in range(30))
     data = fpn.data.load(write_coco(tmp_path, {"train": pictures[:20], "test": pictures[20:]}))
@@ -184,11 +193,13 @@ def test_coco_classes_are_joined_over_the_splits(tmp_path: Path) -> None:
     assert data.classes == ("cat", "dog", "owl")
     assert data["val"].category_ids.tolist() == data["train"].category_ids.tolist() == [1, 2, 7]
     assert data["val"].labels.tolist() == [0]
+    lacks = "{}: lacks 1 of the 3 classes of the data, such as '{}'; all splits get the same classes, make sure that "
+    assert [str(problem) for problem in data.problems] == [
+        lacks.format("instances_train.json", "owl") + "its images show no such objects",
+        lacks.format("instances_val.json", "dog") + "its images show no such objects",
+    ]
+    assert {problem.kind for problem in data.problems} == {"class-sets"}
     assert data.notes == [
-        "instances_train.json lacks 1 of the 3 categories of the other files, such as 'owl': make sure that its images "
-        "show no such objects",
-        "instances_val.json lacks 1 of the 3 categories of the other files, such as 'dog': make sure that its images "
-        "show no such objects",
         "no box has the class 'owl'",
         "no box of val has the class 'dog', so there is no score for it",
     ]

@@ -140,7 +140,7 @@ def test_bad_options_are_refused() -> None:
         fpn.data.split(data, group="(")
     with pytest.raises(DataError, match=r"00001_0.jpg: does not match --group '\^00000', nor do 19 more of 30"):
         fpn.data.split(data, group="^00000")
-    with pytest.raises(DataError, match="1 groups of images, too few for 3 splits"):
+    with pytest.raises(DataError, match="1 group of images, too few for 3 splits"):
         fpn.data.split(data, group="jpg")
     with pytest.raises(DataError, match="2 images, too few for 3 splits"):
         fpn.data.split(as_data(made(2)))
@@ -176,10 +176,19 @@ def test_old_splits_do_not_matter_and_files_are_taken_once(tmp_path: Path) -> No
     whole = fpn.data.split(fpn.data.load(write_voc(tmp_path / "one", {"train": pictures})))
     write_voc(tmp_path / "two", {"train": pictures[:5], "val": pictures[4:]})
     divided = fpn.data.split(fpn.data.load(tmp_path / "two"))
-    assert "1 images are in several splits" in divided.notes[0]
+    assert "1 image is in several splits" in divided.notes[0]
     assert {name: part.files.tolist() for name, part in divided.items()} == {
         name: part.files.tolist() for name, part in whole.items()
     }
+
+
+def test_notes_about_the_data_stay_and_those_about_its_old_splits_do_not(tmp_path: Path) -> None:
+    pictures = tuple(Picture(f"{n}.png", (30, 30), (("cat", 1, 1, 9, 9),)) for n in range(10))
+    folder = write_coco(tmp_path, {"train": pictures})
+    (folder / "annotations" / "instances_other.json").write_text("{}")
+    data = fpn.data.load(folder)
+    assert any("no val split" in note for note in data.notes)
+    assert fpn.data.split(data).notes == [note for note in data.notes if "is ignored" in note or "no box has" in note]
 
 
 def test_ids_used_in_two_splits_are_numbered_anew(tmp_path: Path) -> None:
@@ -187,7 +196,7 @@ def test_ids_used_in_two_splits_are_numbered_anew(tmp_path: Path) -> None:
     divided = fpn.data.split(fpn.data.load(write_coco(tmp_path, pictures)))
     ids = np.concatenate([part.image_ids for part in divided.values()])
     assert sorted(ids.tolist()) == list(range(1, 11))
-    assert "numbered anew" in divided.notes[0]
+    assert any("numbered anew" in note for note in divided.notes)
 
 
 def test_the_command_writes_what_load_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,8 +109,8 @@ def test_names_of_any_alphabet_and_none() -> None:
 
 def test_a_font_with_the_letters_is_taken() -> None:
     assert drawing._known("клетка")[1] == 6, "matplotlib's font has Cyrillic"
-    assert drawing._font(16, "клетка") is drawing._fonts(16)[int(np.argmax(drawing._known("клетка")))]
-    assert drawing._font(16, "cell") is drawing._fonts(16)[0]
+    assert drawing.font_for(16, "клетка") is drawing._fonts(16)[int(np.argmax(drawing._known("клетка")))]
+    assert drawing.font_for(16, "cell") is drawing._fonts(16)[0]
 
 
 def test_label_without_a_name_is_its_number(monkeypatch: pytest.MonkeyPatch) -> None:

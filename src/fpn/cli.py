@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,22 +30,60 @@ app = App(
     default_parameter=Parameter(consume_multiple=True, negative=""),
     suppress_keyboard_interrupt=False,  # `main` says what to do
 )
+app.meta.suppress_keyboard_interrupt = False  # it does not take this over from `app`
 app.command(data_app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a mistake of the user's gives one line on stderr and exit code 1, never a traceback."""
     try:
-        app.meta(arguments, result_action="return_value")
+        with as_command():
+            try:
+                app.meta(arguments, result_action="return_value")
+            except SystemExit:
+                sys.stdout.flush()  # here, where a reader that has gone can still be answered for
+                raise
+            sys.stdout.flush()
     except FpnError as error:
         sys.exit(f"fpn: {error}")
     except KeyboardInterrupt:
         print("\nfpn: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader, such as head, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a full disk, a folder that may not be read, a file where a folder should be
+        if isinstance(error, BrokenPipeError) and reader_has_gone():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)  # as shells say of a program that the signal of a broken pipe ended
         sys.exit(f"fpn: {error}")
+
+
+def reader_has_gone() -> bool:
+    """Whether stdout leads nowhere, as where `head` has had enough; a broken pipe may also be one to a process."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+@contextmanager
+def as_command() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does, so that it tidies up; a warning is one line, without a line of code."""
+    usual, before = warnings.formatwarning, None
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def one_line(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
+        if issubclass(category, UserWarning):
+            return f"warning: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 @app.meta.default

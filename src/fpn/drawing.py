@@ -171,7 +171,7 @@ def _label(
     text = " ".join(text.split())  # a line break would leave the plate
     pad = max(1, letters // 5)
     while True:
-        font = _font(letters, text)
+        font = font_for(letters, text)
         wide = round(font.getlength(text)) + 2 * pad
         high = round(letters * 1.15) + pad
         if wide <= size[0] and high <= size[1]:
@@ -232,7 +232,7 @@ def _fonts(letters: int) -> list[ImageFont.FreeTypeFont]:
     return fonts
 
 
-def _font(letters: int, text: str) -> ImageFont.FreeTypeFont:
+def font_for(letters: int, text: str) -> ImageFont.FreeTypeFont:
     """The first font that has every letter of the text, else the one that has the most."""
     if text.isascii():
         return _fonts(letters)[0]

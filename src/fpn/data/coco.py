@@ -22,7 +22,7 @@ import numpy as np
 
 from fpn.data.checks import RawSplit, check, check_classes
 from fpn.data.coco_columns import Content, ImageEntry, read_columns, to_id, to_numbers
-from fpn.data.dataset import Data, Problem, Split
+from fpn.data.dataset import Data, Problem, Split, counted
 from fpn.data.files import Listing, files_in, is_image_name
 from fpn.data.splits import ALIASES, UNSPLIT, canonical, ordered
 from fpn.errors import DataError
@@ -96,8 +96,11 @@ def read(path: Path) -> Data:
         known = set(own.values())
         absent = [class_name for class_name in classes if class_name not in known]
         if absent:
-            text = f"lacks {len(absent)} of the {len(classes)} categories of the other files, such as {absent[0]!r:.60}"
-            notes.append(f"{named[name].name} {text}: make sure that its images show no such objects")
+            text = (
+                f"lacks {len(absent)} of the {len(classes)} classes of the data, such as {absent[0]!r:.60}; all splits"
+            )
+            text += " get the same classes, make sure that its images show no such objects"
+            problems.append(Problem(named[name].name, "", text, "class-sets"))
     return Data(path, "coco", classes, splits, problems, notes)
 
 
@@ -187,8 +190,8 @@ def _read_split(
     problems: list[Problem],
 ) -> Split:
     shown = os.path.relpath(os.path.abspath(file), root)
-    images, files = _images(content.images, name, file, root, listing, problems)
-    rows, image_of = _owners(content, images, shown, problems)
+    images, files, position_of = _images(content, name, file, root, listing, problems)
+    rows, image_of = _owners(content, position_of, shown, problems)
     numbers = _numbers_in_image(image_of)
     ids = [content.annotations.ids[row] for row in rows.tolist()]
     _report_repeated(ids, shown, problems)
@@ -225,10 +228,9 @@ def _read_split(
 
 
 def _owners(
-    content: Content, images: list[ImageEntry], shown: str, problems: list[Problem]
+    content: Content, position: dict[Any, int], shown: str, problems: list[Problem]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of the annotations whose image is one of `images`, and the position of that image; (M,) int64 both."""
-    position: dict[Any, int] = {image.id: index for index, image in enumerate(images)}
+    """The rows of the annotations whose image id has a `position`, and that position; (M,) int64 both."""
     image_ids = content.annotations.image_ids
     image_of = np.array([position.get(image_id, -1) for image_id in image_ids], dtype=np.int64)
     left_out = {image.id for image in content.images} - position.keys() - {None}
@@ -261,43 +263,64 @@ def _report_repeated(ids: list[int | str | None], shown: str, problems: list[Pro
 
 
 def _images(
-    entries: list[ImageEntry], name: str, file: Path, root: Path, listing: Listing, problems: list[Problem]
-) -> tuple[list[ImageEntry], list[str]]:
-    """The image entries that can be used and their files relative to root."""
+    content: Content, name: str, file: Path, root: Path, listing: Listing, problems: list[Problem]
+) -> tuple[list[ImageEntry], list[str], dict[Any, int]]:
+    """The image entries that can be used, one a file, their files relative to root, and of each id the position."""
     shown = os.path.relpath(os.path.abspath(file), root)
-    by_id: dict[int | str, ImageEntry] = {}
-    for number, entry in enumerate(entries, 1):
+    for number, entry in enumerate(content.images, 1):
         if entry.id is None or not entry.file_name:
             text = "has no 'id' or no 'file_name'; left out, add them"
             problems.append(Problem(shown, f"image {number}", text, "broken-annotation"))
-        elif entry.id in by_id:
-            text = f"({entry.file_name}) has the id of {by_id[entry.id].file_name}; left out, renumber it"
-            problems.append(Problem(shown, f"image id {entry.id}", text, "duplicate-id"))
-        else:
-            by_id[entry.id] = entry
-
-    candidates = list(by_id.values())
+    entries = [entry for entry in content.images if entry.id is not None and entry.file_name]
     folders = _image_folders(name, file, root)
-    files = _find_images([entry.file_name for entry in candidates], folders, root, listing)
-    missing = [entry for entry, found in zip(candidates, files, strict=True) if found is None]
+    files = _find_images([entry.file_name for entry in entries], folders, root, listing)
+    clashing = _clashing_ids(entries, files, content.annotations.image_ids, shown, problems)
+    pairs = [(entry, found) for entry, found in zip(entries, files, strict=True) if entry.id not in clashing]
+
+    missing = [entry for entry, found in pairs if found is None]
     places = ", ".join(os.path.relpath(folder, root) for folder in folders)
-    if missing and len(missing) == len(candidates):
-        text = f"none of its {len(missing)} images ({missing[0].file_name:.80}, ...) is in {places}; add them"
+    if missing and len(missing) == len(entries):
+        text = (
+            f"none of its {counted(len(missing), 'image')} ({missing[0].file_name:.80}, ...) is in {places}; add them"
+        )
         problems.append(Problem(shown, "", text, "missing-image"))
     else:
         for entry in missing:
             text = f"image not found in {places} ({shown}, image id {entry.id}); left out, add the file"
             problems.append(Problem(entry.file_name, "", text, "missing-image"))
-    kept = [(entry, found) for entry, found in zip(candidates, files, strict=True) if found is not None]
-    first: dict[str, ImageEntry] = {}
-    for entry, found in kept:
-        other = first.setdefault(found, entry)
-        if other is not entry:
-            text = (
-                f"is the file of image ids {other.id} ({other.file_name}) and {entry.id} ({entry.file_name}) in {shown}"
-            )
-            problems.append(Problem(found, "", f"{text}; both are kept, join them", "duplicate-entry"))
-    return [entry for entry, _ in kept], [found for _, found in kept]
+    by_file: dict[str, list[ImageEntry]] = {}
+    for entry, found in pairs:
+        if found is not None:
+            by_file.setdefault(found, []).append(entry)
+    for found, same in by_file.items():
+        if len(same) > 1:
+            ids = ", ".join(str(entry.id) for entry in same[:3]) + ", ..." * (len(same) > 3)
+            text = f"has {len(same)} entries in {shown} (image ids {ids}); their boxes are joined"
+            problems.append(Problem(found, "", text, "duplicate-entry"))
+    position: dict[Any, int] = {entry.id: index for index, same in enumerate(by_file.values()) for entry in same}
+    return [same[0] for same in by_file.values()], list(by_file), position
+
+
+def _clashing_ids(
+    entries: list[ImageEntry],
+    files: list[str | None],
+    image_ids: Sequence[int | str | None],
+    shown: str,
+    problems: list[Problem],
+) -> set[Any]:
+    """The ids that several files have: nobody can tell whose boxes theirs are, and without them no image is usable."""
+    named: dict[Any, dict[str, None]] = {}  # keys in their order
+    for entry, found in zip(entries, files, strict=True):
+        named.setdefault(entry.id, {})[found or entry.file_name] = None
+    clashing = {number: list(names) for number, names in named.items() if len(names) > 1}
+    boxes = Counter(number for number in image_ids if number in clashing) if clashing else Counter()
+    for number, names in clashing.items():
+        those = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+        text = (
+            f"is that of {those}; left out with {counted(boxes[number], 'box', 'boxes')} of one or the other, renumber"
+        )
+        problems.append(Problem(shown, f"image id {number}", text, "clashing-id"))
+    return set(clashing)
 
 
 def _image_folders(name: str, file: Path, root: Path) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from fpn.data.dataset import Data
+from fpn.data.dataset import Data, counted
 from fpn.errors import OptionError
 
 data_app = App(name="data", help="Look at a data set, mend it, divide it, write it in another format.")
@@ -126,7 +126,7 @@ def show(
     transform, mixing = data.training_transform(augmentation_of(settings), settings.scales, spec.sides[1], times)
     mixing = mixing and replace(mixing, until=times)
     number = save_grid(part, transform, out, mixing, count, times, seed)
-    print(f"{number} images of {split}, augmentation {settings.augment}: {out}")
+    print(f"{counted(number, 'image')} of {split}, augmentation {settings.augment}: {out}")
 
 
 @data_app.command
@@ -173,7 +173,7 @@ def check(
         raise OptionError("--out is where --fix writes the repaired copy: give --fix too")
     if workers is not None and workers < 1:
         raise OptionError(f"workers is {workers}; at least 1 is needed")
-    loaded = data.load(path)
+    loaded = data.load(path, draw=False)
     done = None if out is None else data.repair(loaded, out, ignore=ignore or (), workers=workers)
     if done is None:
         found = [d for d in data.find_defects(loaded, workers=workers) if d.kind not in (ignore or ())]
@@ -182,9 +182,11 @@ def check(
     if as_json:
         content = listing.defects_as_json(loaded, found, done, str(out))
         print(json.dumps(content, indent=2, ensure_ascii=False))
+    elif done is not None:
+        listing.print_repair(loaded, done, str(out))
     else:
         listing.print_defects(loaded, found)
-        listing.print_verdict(loaded, found) if done is None else listing.print_repair(done, str(out))
+        listing.print_verdict(loaded, found)
     if listing.number_of_defects(found if done is None else done.remaining):
         raise SystemExit(1)
 
@@ -226,10 +228,10 @@ def split(
     """
     from fpn import data
 
-    loaded = data.load(path)
+    loaded = data.load(path, draw=False)
     divided = data.split(loaded, val, test, seed, group, group_file)
     lost = data.convert(divided, out, "coco")
-    print(f"{path}: {sum(map(len, divided.values()))} images divided with seed {seed}")
+    print(f"{path}: {counted(sum(map(len, divided.values())), 'image')} divided with seed {seed}")
     data.print_balance(divided)
     _print_copy(divided, out, "COCO", lost, len(loaded.problems))
 
@@ -251,7 +253,7 @@ def convert(path: Path, /, *, to: Literal["coco", "voc", "yolo"], out: Path) -> 
     """
     from fpn import data
 
-    loaded = data.load(path)
+    loaded = data.load(path, draw=False)
     lost = data.convert(loaded, out, to)
     _print_copy(loaded, out, to.upper(), lost, len(loaded.problems))
 
@@ -260,10 +262,11 @@ def _print_copy(copy: Data, out: Path, form: str, lost: list[str], problems: int
     for note in copy.notes:
         print(f"Note: {note}")
     if problems:
-        print(f"Note: {problems} defects were found while reading and are left out or mended; see fpn data check")
+        were = "1 defect was" if problems == 1 else f"{problems:,} defects were"
+        print(f"Note: {were} found while reading, left out or mended; see fpn data check")
     for text in lost:
         print(f"Not in the copy: {text}")
     sizes = ", ".join(f"{name} {len(split)}" for name, split in copy.items())
     kept = [~split.ignore if form == "YOLO" else split.labels >= 0 for split in copy.values()]
     boxes = sum(int(rows.sum()) for rows in kept)
-    print(f"{out}: {form} format, {boxes} boxes, images: {sizes}")
+    print(f"{out}: {form} format, {counted(boxes, 'box', 'boxes')}, images: {sizes}")

@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from fpn.data.copies import new_folder
-from fpn.data.dataset import Data
+from fpn.data.dataset import Data, counted
 from fpn.data.splits import ORDER
 from fpn.data.writers import WRITERS, image_names
 from fpn.errors import OptionError
@@ -23,9 +23,9 @@ _UNREAD = {
 def convert(data: Data, out: str | os.PathLike[str], to: str) -> list[str]:
     """Writes a data set, images and annotations, in the format `to` (coco, voc or yolo) into the new folder `out`.
 
-    Boxes, labels, the order of the classes, splits and sizes come back from `load(out)` as they are in `data` (boxes to
-    1e-9 pixels). Images are hard links to the originals, or copies on another disk. Where anything fails, or on Ctrl-C,
-    nothing stays.
+    Boxes, labels, the order of the classes, splits and sizes come back from `load(out, draw=False)` as they are in
+    `data` (boxes to 1e-9 pixels). Images are hard links to the originals, or copies on another disk. Where anything
+    fails, or on Ctrl-C, nothing stays.
 
     Returns:
         What the format cannot hold and the copy therefore lacks, a sentence each.
@@ -49,7 +49,8 @@ def not_kept(data: Data, to: str) -> list[str]:
         found += _lost_numbers(data, to)
     ignored = sum(int(split.ignore.sum()) for split in data.values())
     if to == "yolo" and ignored:
-        found.append(f"{ignored} ignored boxes (crowd or difficult): YOLO has no mark for them, they are left out")
+        boxes = counted(ignored, "ignored box", "ignored boxes")
+        found.append(f"{boxes} (crowd or difficult): YOLO has no mark for them, left out")
     others = [name for name in data if name not in ORDER]
     if to == "yolo" and others:
         text = f"the split {', '.join(others)}: written, but readers of YOLO look for train, val and test only"
@@ -72,7 +73,7 @@ def _lost_numbers(data: Data, to: str) -> list[str]:
         x1, y1, x2, y2 = split.boxes.T
         areas += int((~np.isclose(split.areas, (x2 - x1) * (y2 - y1), rtol=1e-6)).sum())
     if areas:
-        found.append(f"areas of {areas} masks: the areas of their boxes take their place")
+        found.append(f"areas of {counted(areas, 'mask')}: the areas of the boxes take their place")
     return found
 
 
@@ -83,4 +84,4 @@ def _renamed(data: Data, to: str) -> list[str]:
     if not changed:
         return []
     reason = "names must be unique, without sub-folders" if to == "voc" else "names must be unique"
-    return [f"names of {len(changed)} images ({reason}), such as {changed[0][0]}, now {changed[0][1]}"]
+    return [f"names of {counted(len(changed), 'image')} ({reason}), such as {changed[0][0]}, now {changed[0][1]}"]

@@ -7,14 +7,14 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
 from fpn.data.dataset import Data
 from fpn.data.splits import canonical
-from fpn.errors import DataError, FpnError, OptionError
+from fpn.errors import DataError, FpnError, ImageError, OptionError
 
 # Line ends and other control characters, lone surrogates (names that are not UTF-8) and what XML forbids.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
@@ -27,7 +27,7 @@ def new_folder(out: str | os.PathLike[str], data: Data) -> Iterator[Path]:
 
     Raises:
         OptionError: `out` is a file, has something in it, or lies inside the data.
-        FpnError: the disk refuses (full, no permission).
+        FpnError: the disk refuses (full, no permission). Errors about files elsewhere pass as they are.
     """
     out = Path(os.path.abspath(Path(out).expanduser()))
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
@@ -36,6 +36,7 @@ def new_folder(out: str | os.PathLike[str], data: Data) -> Iterator[Path]:
         if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(root)):
             raise OptionError(f"{out}: lies inside the data ({root}); give --out a folder elsewhere")
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    new_parents = [folder for folder in out.parents if not folder.exists()]
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
@@ -43,13 +44,22 @@ def new_folder(out: str | os.PathLike[str], data: Data) -> Iterator[Path]:
             out.rmdir()
         unfinished.rename(out)
     except OSError as error:
+        files = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        if files and not any(file == out or file.is_relative_to(unfinished) or file in out.parents for file in files):
+            raise
         raise FpnError(f"{out}: cannot be written ({error}); nothing was left there") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+        for folder in new_parents:
+            with suppress(OSError):  # those that hold what was written are not empty, and stay
+                folder.rmdir()
 
 
 def place_images(pairs: Sequence[tuple[Path, Path]]) -> None:
-    """Puts each source image at its target: a hard link where the disk can, which takes no room, else a copy."""
+    """Puts each source image at its target: a hard link where the disk can, which takes no room, else a copy.
+
+    Raises ImageError for a source that is not there or may not be read, OSError where the target cannot be written.
+    """
     for folder in dict.fromkeys(target.parent for _, target in pairs):
         folder.mkdir(parents=True, exist_ok=True)
     for source, target in tqdm(pairs, "images", delay=1, leave=False):
@@ -57,7 +67,16 @@ def place_images(pairs: Sequence[tuple[Path, Path]]) -> None:
         try:
             os.link(real, target)
         except OSError:
-            shutil.copyfile(real, target)
+            _copy(Path(real), target, source)
+
+
+def _copy(real: Path, target: Path, source: Path) -> None:
+    try:
+        shutil.copyfile(real, target)
+    except OSError as error:
+        if os.access(real, os.R_OK):
+            raise
+        raise ImageError(f"{source}: cannot be read ({error.strerror}); the image was there before") from error
 
 
 def new_names(files: Iterable[str], mend: Callable[[str], str] = str, key: Callable[[str], str] = str) -> list[str]:

@@ -26,7 +26,9 @@ KINDS = {
     "unknown-image": "a box belongs to an image that the annotations do not have",
     "unknown-class": "a box has no class, or one that the data set does not define",
     "duplicate-class": "several classes have the same name",
-    "duplicate-id": "an id of an image or an annotation is used more than once",
+    "duplicate-id": "the id of an annotation is used more than once",
+    "clashing-id": "several image files have one id, so that it is not known whose boxes are whose",
+    "class-sets": "a split does not have all the classes of the others",
     "duplicate-entry": "an image is listed more than once in one split",
     "id-not-integer": "ids of images are not whole numbers",
     "box-not-finite": "a coordinate is missing or not a finite number",
@@ -45,6 +47,15 @@ def printable(text: str) -> str:
     very long ones is left out."""
     text = text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "..."
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with its noun.
+
+    >>> counted(1, "box", "boxes"), counted(1200, "image")
+    ('1 box', '1,200 images')
+    """
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from fpn.data.dataset import Data, Split, printable
+from fpn.data.dataset import Data, Split, counted, printable
 from fpn.data.duplicates import near_pairs
 from fpn.data.scan import PATIENCE, Scan, scan
 from fpn.data.transforms import LONG, SHORT
@@ -61,6 +61,9 @@ KINDS = {
     "broken-annotation": Kind("annotation that cannot be understood", "export it again, or mend it"),
     "unknown-image": Kind("box of an unknown image", "add the image to the annotations, or delete the box"),
     "unknown-class": Kind("box of an unknown class", "give it one of the classes, or delete it"),
+    "clashing-id": Kind(
+        "image id of several files", "give each image an id of its own, and each box the id of its image"
+    ),
     "duplicate-id": Kind("id used twice", "number anew"),
     "duplicate-class": Kind("class defined twice", "keep one of its ids"),
     "class-sets": Kind("classes that only some splits have", "give all splits the same classes"),
@@ -68,6 +71,7 @@ KINDS = {
     "untrained-class": Kind(
         "class without a box to learn from", "add images of it to train, or take it out of the others", "warning"
     ),
+    "no-boxes": Kind("not a single box", "draw boxes, or look whether the right annotations are there"),
     "unused-class": Kind("class without any box", "delete it, or add boxes", "warning"),
     "box-not-finite": Kind("box with a number missing or not finite", "draw it again, or delete it"),
     "box-zero-size": Kind("box without width or height", "draw it again, or delete it"),
@@ -219,7 +223,7 @@ def _same_pictures(data: Data, seen: Scan, positions: dict[str, np.ndarray]) -> 
     first: dict[bytes, int] = {}
     for image in ranks.tolist():
         other = first.setdefault(seen.digests[where[image]].tobytes(), image)
-        if other != image:
+        if other != image and (where[image] != where[other] or owner[image] != owner[other]):
             yield defect(image, other, True)
     kept = np.array(list(first.values()), dtype=np.int64)
     pairs = kept[near_pairs(seen.thumbnails[where[kept]])]  # the first of a pair is the one to be kept
@@ -312,7 +316,8 @@ def _small_when_resized(split: Split, short: int, long: int) -> Iterator[Defect]
     sides = (split.boxes[:, 2:] - split.boxes[:, :2]).min(axis=1)
     number = int(((sides >= TINY) & (sides * scales < TINY) & ~split.ignore).sum())
     if number:
-        text = f"{number} boxes have a side under {TINY:g} pixels when the images are resized to {short}/{long}"
+        boxes = "1 box has" if number == 1 else f"{number:,} boxes have"
+        text = f"{boxes} a side under {TINY:g} pixels when the images are resized to {short}/{long}"
         yield Defect("small-when-resized", split.name, "", split.name, text)
 
 
@@ -321,6 +326,11 @@ def _small_when_resized(split: Split, short: int, long: int) -> Iterator[Defect]
 
 def _class_defects(data: Data) -> Iterator[Defect]:
     counts = {name: np.bincount(split.labels, minlength=len(data.classes)) for name, split in data.items()}
+    if not sum(int(own.sum()) for own in counts.values()):
+        yield Defect(
+            "no-boxes", "", "", "the data", f"have {counted(sum(map(len, data.values())), 'image')} and no box"
+        )
+        return
     others: set[int] = set()  # spellings beside the usual one, with which their boxes are counted
     for names in spellings(data.classes).values():
         usual, *rest = sorted(map(data.classes.index, names), key=lambda label: -sum(n[label] for n in counts.values()))
@@ -341,7 +351,7 @@ def _class_defects(data: Data) -> Iterator[Defect]:
             yield Defect("unused-class", "", "", f"class {name!r}", "has no box")
         elif "train" in data and "train" not in having:
             number = sum(having.values())
-            text = f"has {number} {'box' if number == 1 else 'boxes'}, all in {' and '.join(having)}"
+            text = f"has {counted(number, 'box', 'boxes')}, all in {' and '.join(having)}"
             yield Defect("untrained-class", "", "", f"class {name!r}", text)
         elif "val" in data and "val" not in having:
             unmeasured.append(name)

@@ -244,7 +244,7 @@ def _other_ratios(fit: Fit) -> Advice | None:
         return None
     return Advice(
         "anchor ratios",
-        f"the boxes are not shaped like the anchors (median height / width {np.median(fit.ratios):.2g}): anchor_ratios "
+        f"the boxes are not shaped like the anchors (median height / width {np.median(fit.ratios):.2g}): --ratios "
         f"{' '.join(f'{ratio:g}' for ratio in ratios)} {_gain(fit, other)}",
         {"anchor_ratios": list(ratios)},
     )

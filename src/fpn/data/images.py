@@ -35,7 +35,7 @@ def read_image(path: str | os.PathLike[str], apply_exif: bool = True) -> UInt8[T
 
 def pixels_of(image: Image.Image, apply_exif: bool = True) -> UInt8[Tensor, "3 H W"]:
     """The same of an image that Pillow has opened; raises what Pillow raises."""
-    orientation = _orientation(image) if apply_exif else 1
+    orientation = orientation_of(image) if apply_exif else 1
     return torch.from_numpy(np.ascontiguousarray(_upright(_rgb(image), orientation))).permute(2, 0, 1)
 
 
@@ -48,7 +48,7 @@ def image_size(path: str | os.PathLike[str], apply_exif: bool = True) -> tuple[i
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = apply_exif and _orientation(image) >= 5
+            turned = apply_exif and orientation_of(image) >= 5
     except Exception as error:  # as in read_image
         raise _image_error(path, error) from error
     return (width, height) if turned else (height, width)
@@ -66,7 +66,7 @@ def _image_error(path: str | os.PathLike[str], error: Exception) -> ImageError:
     return ImageError(f"{path}: cannot be read, it may be cut off or damaged ({error}); replace the file or remove it")
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) to 8, without decoding the pixels."""
     if image.format == "TIFF":
         return 1  # Pillow turns TIFF files itself, in `size` and in the pixels

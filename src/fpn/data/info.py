@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fpn.data.dataset import Data, Split
+from fpn.data.dataset import Data, Split, counted
 from fpn.data.fit import DETECTIONS, PROPOSALS, Fit, advise, caps, most_boxes
 
 SMALL, LARGE = 32**2, 96**2  # square pixels, COCO's borders between small, medium and large
@@ -98,7 +98,7 @@ def print_info(description: dict[str, Any]) -> None:
     classes = description["classes"]
     console.print(
         f"\n[bold]{escape(description['path'])}[/]  {description['format'].upper()} format, "
-        f"{len(classes)} {'class' if len(classes) == 1 else 'classes'}\n"
+        f"{counted(len(classes), 'class', 'classes')}\n"
     )
     console.print(_split_table(description["splits"]))
     console.print(_class_table(classes, list(description["splits"])))
@@ -111,8 +111,9 @@ def print_info(description: dict[str, Any]) -> None:
     for note in description["notes"]:
         console.print(f"[cyan]Note[/] {escape(note)}")
     problems = description["problems"]
+    further = f"fpn data check {escape(description['path'])} also decodes the images"
     if not problems:
-        console.print("[green]No problems found.[/]\n")
+        console.print(f"No defects met while reading; {further}.\n", soft_wrap=True)
         return
     console.print(f"[bold yellow]{len(problems)} {'problem' if len(problems) == 1 else 'problems'}[/]")
     for problem in problems[:SHOWN]:
@@ -121,7 +122,7 @@ def print_info(description: dict[str, Any]) -> None:
         console.print(f"  [yellow]{escape(problem['file'])}[/]:{words}", soft_wrap=True)
     if len(problems) > SHOWN:
         console.print(f"  [dim]... and {len(problems) - SHOWN} more; --json lists all[/]")
-    console.print()
+    console.print(f"{further}.\n", soft_wrap=True)
 
 
 def _split_table(splits: dict[str, Any]) -> Table:
@@ -207,6 +208,5 @@ def _print_caps(console: Console, caps: dict[str, Any]) -> None:
         return
     allowed = f"fpn train allows {caps['max_detections']:,} detections and {caps['proposals'][1]:,} proposals an image"
     words = "the usual limits suffice" if caps["max_detections"] == DETECTIONS else allowed
-    console.print(
-        f"[bold]Densest image[/]  {caps['objects']:,} objects, {words} [dim]({escape(caps['densest_image'])})[/]\n"
-    )
+    objects = counted(caps["objects"], "object")
+    console.print(f"[bold]Densest image[/]  {objects}, {words} [dim]({escape(caps['densest_image'])})[/]\n")

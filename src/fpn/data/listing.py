@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.markup import escape
 
-from fpn.data.dataset import Data
+from fpn.data.dataset import Data, counted
 from fpn.data.defects import KINDS, OTHER, Defect
 from fpn.data.repair import FOR_PEOPLE, Change, Repair
 
@@ -55,17 +55,21 @@ def _by_kind(found: Sequence[Listed]) -> dict[str, list[Listed]]:
 def print_defects(data: Data, defects: Sequence[Defect]) -> None:
     """Prints what `find_defects` found, to be read by people: by kind, the most important first."""
     console = Console(highlight=False)
+    _print_data(console, data)
+    _print_kinds(console, defects)
+    if not number_of_defects(defects):
+        console.print("[green]No defects found.[/]\n")
+
+
+def _print_data(console: Console, data: Data) -> None:
     images, boxes = sum(map(len, data.values())), sum(len(split.boxes) for split in data.values())
     console.print(
-        f"\n[bold]{escape(str(data.path))}[/]  {data.format.upper()} format, {_plural(images, 'image')} and "
-        f"{_plural(boxes, 'box', 'boxes')} looked at\n",
+        f"\n[bold]{escape(str(data.path))}[/]  {data.format.upper()} format, {counted(images, 'image')} and "
+        f"{counted(boxes, 'box', 'boxes')} looked at\n",
         soft_wrap=True,
     )
     for note in data.notes:
         console.print(f"[cyan]Note[/] {escape(note)}\n", soft_wrap=True)
-    _print_kinds(console, defects)
-    if not number_of_defects(defects):
-        console.print("[green]No defects found.[/]\n")
 
 
 def print_verdict(data: Data, defects: Sequence[Defect]) -> None:
@@ -75,15 +79,16 @@ def print_verdict(data: Data, defects: Sequence[Defect]) -> None:
         return
     mends = f"mends all but {left:,} of them" if left else f"mends {'it' if number == 1 else 'them'}"
     advice = f"fpn data check {data.path} --fix --out DIR writes a copy and {mends}."
-    if left == number:
+    if left == number or any(defect.kind == "no-boxes" for defect in defects):  # a copy without boxes is refused
         advice = "It needs a person." if number == 1 else "They need a person."
-    text = f"[bold]{_plural(number, 'defect')}.[/] {escape(advice)}"
+    text = f"[bold]{counted(number, 'defect')}.[/] {escape(advice)}"
     Console(highlight=False).print(f"{text}\n", soft_wrap=True)
 
 
-def print_repair(done: Repair, out: str) -> None:
-    """Prints what `repair` changed, and whether its copy is clean."""
+def print_repair(data: Data, done: Repair, out: str) -> None:
+    """Prints what `repair` changed, and what remains; what it mended was a defect, and is not said twice."""
     console = Console(highlight=False)
+    _print_data(console, data)
     console.print(f"[bold]{escape(out)}[/]  the repaired copy, in COCO format\n", soft_wrap=True)
     for kind, changes in _by_kind(done.changes).items():
         console.print(f"[green]{len(changes):,} x[/] [bold]{escape(KINDS.get(kind, OTHER).title)}[/]")
@@ -91,8 +96,10 @@ def print_repair(done: Repair, out: str) -> None:
         console.print()
     for text in done.lost:
         console.print(f"[cyan]Not in the copy[/] {escape(text)}\n", soft_wrap=True)
+    if not done.changes:
+        console.print("Nothing was changed.\n")
     number = number_of_defects(done.remaining)
-    need = f"{_plural(number, 'defect')} in it {'needs' if number == 1 else 'need'} a person"
+    need = f"{counted(number, 'defect')} {'remains and needs' if number == 1 else 'remain and need'} a person"
     colour, verdict = ("bold yellow", need) if number else ("green", "it is clean")
     console.print(f"[{colour}]The copy was checked too: {verdict}.[/]\n")
     _print_kinds(console, done.remaining)
@@ -111,7 +118,3 @@ def _print_some(console: Console, found: Sequence[Listed]) -> None:
         console.print(f"  {escape(str(defect))}", soft_wrap=True)
     if len(found) > SHOWN:
         console.print(f"  [dim]... and {len(found) - SHOWN:,} more; --json lists all[/]")
-
-
-def _plural(number: int, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"

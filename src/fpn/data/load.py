@@ -16,11 +16,11 @@ from fpn.errors import DataError
 _READERS = {"coco": coco, "voc": voc, "yolo": yolo}
 
 
-def load(path: str | os.PathLike[str], seed: int = 0) -> Data:
+def load(path: str | os.PathLike[str], seed: int = 0, draw: bool = True) -> Data:
     """Reads a data set: a folder in COCO, Pascal VOC or YOLO format, a COCO JSON file, or a YOLO data.yaml.
 
     Single defects do not stop the reading; they are in `Data.problems`. Where the data has no val split one is drawn
-    with `seed`, and `Data.notes` say so.
+    with `seed`, and `Data.notes` say so; without `draw` the splits are those of the data, "train" where it has none.
 
     Raises:
         DataError: nothing is there, the format is unknown or not clear, an annotation file is cut off, or nothing
@@ -40,7 +40,7 @@ def load(path: str | os.PathLike[str], seed: int = 0) -> Data:
     if not counts.sum() and problems:
         raise DataError(f"{path}: not one usable box; problems:{problems}")
 
-    splits, made = add_missing(splits, seed)
+    splits, made = add_missing(splits, seed) if draw else (splits, [])
     if UNSPLIT in splits and len(splits) == 1:
         splits = {"train": splits[UNSPLIT]}
     return dataclasses.replace(data, splits=splits, notes=[*data.notes, *notes, *made, *_class_notes(splits, counts)])

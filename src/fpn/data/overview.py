@@ -120,6 +120,7 @@ def _objects(axes: Any, data: Data, fit: Fit) -> None:
         return _nothing(axes)
     step = max(1, -(-(int(counts.max()) + 1) // 40))
     axes.hist(counts, np.arange(0, counts.max() + step + 1, step) - 0.5, color=BLUE, rwidth=0.9)
+    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the words
     axes.set_ylabel("images")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.text(

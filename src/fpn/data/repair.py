@@ -12,7 +12,7 @@ import numpy as np
 
 from fpn.data.convert import not_kept
 from fpn.data.copies import new_folder
-from fpn.data.dataset import Data, Split, printable
+from fpn.data.dataset import Data, Split, counted, printable
 from fpn.data.defects import KINDS, Defect, find_defects, spellings
 from fpn.data.images import image_size
 from fpn.data.load import load
@@ -21,9 +21,9 @@ from fpn.data.writers import write_coco
 from fpn.errors import DataError
 
 _UNUSABLE_IMAGES = {"missing-image", "unreadable-image", "damaged-image", "huge-image"}
-_SECOND_IMAGES = {"leak", "near-leak", "duplicate-image"}  # not near-duplicate: both may be wanted, as frames of a film
+_SECOND_IMAGES = {"leak", "duplicate-image"}  # not those that are nearly the same: two frames of a film may be wanted
 _REMOVED_BOXES = {"tiny-box", "huge-box", "duplicate-box"}
-FOR_PEOPLE = {"near-duplicate", "untrained-class"}  # what `repair` leaves
+FOR_PEOPLE = {"near-leak", "near-duplicate", "untrained-class", "no-boxes", "clashing-id"}  # what `repair` leaves
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def repair(
     boxes and twice-spelt classes are corrected. Image files stay as they are (hard links, or copies on another disk).
 
     Args:
-        data: as `load` gives it.
+        data: as `load` gives it with draw=False.
         out: a new folder outside the data. It is there whole or not at all.
         ignore: kinds of defects to leave as they are and not to report.
         workers, patience: as `find_defects` takes them.
@@ -80,8 +80,11 @@ def repair(
         defects = [d for d in find_defects(data, workers=workers, patience=patience) if d.kind not in ignore]
         mended, changes = mend(data, defects)
         write_coco(mended, folder)
-    remaining = find_defects(load(out), workers=workers, patience=patience)
-    return Repair(defects, changes, not_kept(data, "coco"), [d for d in remaining if d.kind not in ignore])
+    # The copy has no trace of an id that clashed; its boxes are lost all the same until a person has sorted them.
+    remaining = [defect for defect in defects if defect.kind == "clashing-id"]
+    again = find_defects(load(out, draw=False), workers=workers, patience=patience)
+    remaining += [defect for defect in again if defect.kind not in ignore]
+    return Repair(defects, changes, not_kept(data, "coco"), remaining)
 
 
 def mend(data: Data, defects: list[Defect]) -> tuple[Data, list[Change]]:
@@ -148,7 +151,7 @@ def _mend_split(split: Split, defects: list[Defect], changes: list[Change]) -> S
 
 def _with_boxes(split: Split, index: int) -> str:
     number = int(split.offsets[index + 1] - split.offsets[index])
-    return f", with its {number} {'box' if number == 1 else 'boxes'}" if number else ""
+    return f", with its {counted(number, 'box', 'boxes')}" if number else ""
 
 
 def _turn(draft: _Draft, index: int) -> str:
@@ -222,7 +225,7 @@ def _finished(draft: _Draft) -> Split:
 def _mend_classes(
     data: Data, splits: dict[str, Split], defects: list[Defect], changes: list[Change]
 ) -> dict[str, Split]:
-    """One spelling a class, and no class without boxes; all splits get the same ids."""
+    """One spelling a class, and no class that had no box before; all splits get the same ids."""
     kinds = {defect.kind for defect in defects}
     counts = _counts(data.classes, splits)
     target = np.arange(len(data.classes))
@@ -234,7 +237,6 @@ def _mend_classes(
         names[first] = " ".join(names[first].split())
         others = " and ".join(repr(name) for name in same if name != names[first])
         changes.append(Change("class-spelling", "", "", f"class {names[first]!r}", f"takes the place of {others}"))
-    had_boxes = _counts(data.classes, data.splits) > 0
     splits = {name: dataclasses.replace(split, labels=target[split.labels]) for name, split in splits.items()}
     counts = _counts(data.classes, splits)
     named = {defect.item for defect in defects if defect.kind == "unused-class"}
@@ -242,7 +244,7 @@ def _mend_classes(
     for label, name in enumerate(names):
         if target[label] != label:
             continue
-        if counts[label] or (not had_boxes[label] and f"class {name!r}" not in named):
+        if counts[label] or f"class {data.classes[label]!r}" not in named:
             kept.append(label)
         else:
             changes.append(Change("unused-class", "", "", f"class {name!r}", "has no box and is left out"))

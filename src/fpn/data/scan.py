@@ -1,7 +1,7 @@
 """Every image file decoded once, on all cores, into about a kilobyte of facts each.
 
-A decoder is C code that is given whatever a file holds. So it runs in processes of its own: one that crashes or hangs
-costs the image it was busy with, which is named, and a new process goes on with the rest.
+A decoder is C code that is given whatever a file holds. So it runs in processes of its own: one that hangs, or
+crashes twice with the same image, costs that image, which is named, and a new process goes on with the rest.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from fpn.data.images import _orientation, read_image
+from fpn.data.images import orientation_of, read_image
 from fpn.errors import FpnError, ImageError
 from fpn.hardware import cores
 
@@ -90,7 +90,7 @@ def decode(path: str) -> _Result:
 def exif_orientation(path: str | Path) -> int:
     """How EXIF asks to display an image: 1 (as stored) to 8."""
     with Image.open(path) as image:
-        return _orientation(image)
+        return orientation_of(image)
 
 
 def _kind(cause: BaseException | None) -> str:
@@ -119,7 +119,8 @@ class _Worker:
     def give(self, indices: Sequence[int], files: list[str]) -> None:
         self.owed.extend(indices)
         self.last_sign = time.monotonic()
-        self.connection.send([files[index] for index in indices])
+        with suppress(ConnectionError):  # it has died meanwhile; the caller sees that it owes and is not alive
+            self.connection.send([files[index] for index in indices])
 
     def answers(self) -> Iterator[tuple[int, _Result]]:
         """What has arrived since the last call."""
@@ -144,6 +145,7 @@ def _serve(connection: Connection, parents_end: Connection) -> None:
     """The life of a process: lists of files come in, one answer a file goes out."""
     parents_end.close()  # else this copy of it would keep the pipe open after the parent was killed
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its processes
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")  # Pillow's, about metadata
     connection.send(None)
     try:
@@ -156,12 +158,15 @@ def _serve(connection: Connection, parents_end: Connection) -> None:
 
 def _on_all_cores(files: list[str], number: int, patience: float) -> Iterator[tuple[int, _Result]]:
     """The position of each file and its answer, as they come."""
-    chunks = iter([range(start, min(start + CHUNK, len(files))) for start in range(0, len(files), CHUNK)])
+    chunks: deque[Sequence[int]] = deque(
+        range(start, min(start + CHUNK, len(files))) for start in range(0, len(files), CHUNK)
+    )
+    suspects: set[int] = set()  # files with which a process died; that may have been for lack of memory
     workers: list[_Worker] = []
     try:
-        for chunk in islice(chunks, number):
+        for _ in range(min(number, len(chunks))):
             workers.append(_Worker())
-            workers[-1].give(chunk, files)
+            workers[-1].give(chunks.popleft(), files)
         while workers:
             wait([handle for worker in workers for handle in (worker.connection, worker.process.sentinel)], timeout=1)
             for place, worker in reversed(list(enumerate(workers))):
@@ -169,10 +174,15 @@ def _on_all_cores(files: list[str], number: int, patience: float) -> Iterator[tu
                 yield from worker.answers()
                 late = time.monotonic() - worker.last_sign > patience
                 if worker.owed and (late or not alive):
-                    yield worker.owed.popleft(), _blame(worker, patience if late else None)
-                    workers[place] = _successor(worker, files)
-                elif not worker.owed and (chunk := next(chunks, None)):
-                    worker.give(chunk, files)
+                    index = worker.owed.popleft()
+                    workers[place] = _successor(worker, chunks)
+                    if late or index in suspects:
+                        yield index, _blame(patience if late else None)
+                    else:
+                        suspects.add(index)
+                        workers[place].give([index], files)
+                elif not worker.owed and chunks:
+                    worker.give(chunks.popleft(), files)
                 elif not worker.owed:
                     workers.pop(place).stop()
     finally:
@@ -180,19 +190,18 @@ def _on_all_cores(files: list[str], number: int, patience: float) -> Iterator[tu
             worker.stop()
 
 
-def _blame(worker: _Worker, patience: float | None) -> tuple[str, str]:
-    if not worker.ready:
-        raise FpnError(
-            'processes that decode images cannot be started; a script must call this below if __name__ == "__main__":'
-        )
+def _blame(patience: float | None) -> tuple[str, str]:
     what = "crashes the decoder" if patience is None else f"cannot be decoded within {patience:g} seconds"
     return "damaged-image", f"{what}; replace the file or remove it"
 
 
-def _successor(worker: _Worker, files: list[str]) -> _Worker:
-    """A new process with what the given one still owed."""
+def _successor(worker: _Worker, chunks: deque[Sequence[int]]) -> _Worker:
+    """A new process in place of the given one, whose other files go back to the chunks."""
+    if not worker.ready:
+        raise FpnError(
+            'processes that decode images cannot be started; a script must call this below if __name__ == "__main__":'
+        )
     worker.stop()
-    successor = _Worker()
     if worker.owed:
-        successor.give(list(worker.owed), files)
-    return successor
+        chunks.appendleft(list(worker.owed))
+    return _Worker()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from fpn.data.batching import DetectionDataset, Transform
+from fpn.data.batching import DetectionDataset, Transform, seed_from
 from fpn.data.dataset import Split
 from fpn.data.mixing import Mixing
-from fpn.drawing import _font, draw, to_picture
+from fpn.drawing import draw, font_for, to_picture
 from fpn.errors import DataError, OptionError
 from fpn.structures import Sample
 from fpn.writing import replacing
@@ -21,6 +22,7 @@ CELL, NARROWEST = 420, 160  # pixels, the most of a picture's sides in the grid,
 GAP, TITLE = 10, 22  # pixels between pictures, and for the file name above each
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 LARGEST = 400  # pictures in a grid
+NAMED = 3  # unreadable images in a message
 
 
 def save_grid(
@@ -34,27 +36,46 @@ def save_grid(
 ) -> int:
     """Writes `count` random images of a split, `times` in a row as they come in different epochs, to a PNG or JPEG.
 
-    Each is exactly what `DetectionDataset` gives when training. Returns the number of different images.
-    Raises OptionError for numbers or a file name that cannot work, DataError for a split without images.
+    Each is exactly what `DetectionDataset` gives when training. Images that cannot be read are left out, with one
+    warning for all. Returns the number of different images.
+    Raises OptionError for numbers or a file name that cannot work, DataError for a split without readable images.
     """
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise OptionError(f"{out}: the name of the picture must end in .png or .jpg")
     if count < 1 or times < 1 or count * times > LARGEST:
-        raise OptionError(f"count {count}, times {times}: each must be at least 1, and both together at most {LARGEST}")
+        raise OptionError(
+            f"--count {count}, --times {times}: each must be at least 1, and both together at most {LARGEST}"
+        )
     if not len(split):
         raise DataError(f"{split.root}: the split {split.name!r} has no images to show")
-    dataset = DetectionDataset(split, transform, training=True, seed=seed, mixing=mixing)
-    chosen = np.random.default_rng(seed).permutation(len(split))[:count].tolist()
+    # With training=True, which says nothing else, another image would take the place of an unreadable one.
+    dataset = DetectionDataset(split, transform, training=False, seed=seed, mixing=mixing)
+    chosen = np.random.default_rng(seed_from(seed)).permutation(len(split))[:count].tolist()
     items = [(epoch, index) for index in chosen for epoch in range(times)]
-    pictures = []
-    for item in tqdm(items, desc="drawing", unit=" images", disable=None):
-        sample = dataset[item]
-        assert sample is not None  # in training another image takes the place of an unreadable one
-        pictures.append((str(split.files[sample.index]), small_picture(sample, split.classes)))
+    pictures, unreadable = [], {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*; it is left out$")
+        for item in tqdm(items, desc="drawing", unit=" images", disable=None):
+            sample = dataset[item]
+            if sample is None:
+                unreadable[item[1]] = str(split.path(item[1]))
+            else:
+                pictures.append((str(split.files[sample.index]), small_picture(sample, split.classes)))
+    if unreadable:
+        _tell(list(unreadable.values()), len(chosen))
     columns = times if times > 1 else math.ceil(math.sqrt(len(pictures)))
     with replacing(out) as unfinished:
         grid(pictures, columns).save(unfinished, format="PNG" if out.suffix.lower() == ".png" else "JPEG")
-    return len(chosen)
+    return len(chosen) - len(unreadable)
+
+
+def _tell(unreadable: list[str], tried: int) -> None:
+    number = "1 image" if len(unreadable) == 1 else f"{len(unreadable)} images"
+    names = ", ".join(unreadable[:NAMED]) + (", ..." if len(unreadable) > NAMED else "")
+    text = f"{number} could not be read: {names}; fpn data check tells why"
+    if len(unreadable) == tried:
+        raise DataError(text)
+    warnings.warn(text, stacklevel=3)
 
 
 def small_picture(sample: Sample, classes: tuple[str, ...]) -> Image.Image:
@@ -75,7 +96,7 @@ def grid(pictures: list[tuple[str, Image.Image]], columns: int) -> Image.Image:
     for row, height in zip(rows, heights, strict=True):
         for column, (name, picture) in enumerate(row):
             x = GAP + column * (width + GAP)
-            font = _font(TITLE - 8, name)
+            font = font_for(TITLE - 8, name)
             while font.getlength(name) > width:
                 name = "…" + name[2:]  # the end of a long path tells most
             pen.text((x, y + TITLE - 4), name, fill=INK, font=font, anchor="ls")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fpn.data.dataset import Data, Split
+from fpn.data.dataset import Data, Split, counted
 from fpn.data.groups import groups_by_pattern, groups_by_table
 from fpn.data.stratify import stratify
 from fpn.errors import DataError, OptionError
@@ -26,6 +26,7 @@ ALIASES = {
 }
 UNSPLIT = "all"  # what readers call a set for which the data names no split
 ORDER = ("train", "val", "test")
+_OF_SPLITS = ("no box of ", "the data has no val split", "one image is too few")  # so begin notes about splits as read
 
 
 def canonical(text: str) -> str | None:
@@ -63,7 +64,7 @@ def add_missing(splits: dict[str, Split], seed: int) -> tuple[dict[str, Split], 
     drawn = draw(whole, {name: 0.1 for name in parts}, seed)
     others = {name: split for name, split in splits.items() if split is not whole}
     sizes = ", ".join(f"{name} {len(split)}" for name, split in drawn.items())
-    note = f"the data has no val split: {len(whole)} images were divided by class (seed {seed}) into {sizes}"
+    note = f"the data has no val split: {len(whole):,} images were divided by class (seed {seed}) into {sizes}"
     return {**drawn, **others}, [note]
 
 
@@ -115,6 +116,7 @@ def split(
         raise OptionError("give --group or --group-file, not both")
     fractions = {name: share for name, share in (("val", val), ("test", test)) if share}
     whole, notes = _union(data)
+    notes = [note for note in data.notes if not note.startswith(_OF_SPLITS)] + notes
     groups = None
     if group is not None:
         groups = groups_by_pattern(whole.files.tolist(), group)
@@ -122,10 +124,10 @@ def split(
         groups = groups_by_table(whole.files.tolist(), Path(group_file))
     number = len(whole) if groups is None else int(groups.max()) + 1
     if number <= len(fractions):
-        what = "images" if groups is None else "groups of images"
-        raise DataError(f"{data.path}: has {number} {what}, too few for {len(fractions) + 1} splits")
+        what = ("image", "images") if groups is None else ("group of images", "groups of images")
+        raise DataError(f"{data.path}: has {counted(number, *what)}, too few for {len(fractions) + 1} splits")
     if groups is not None:
-        notes.append(f"{number} groups, each in one split")
+        notes.append(f"{counted(number, 'group')}, each in one split")
     splits = draw(whole, fractions, seed, groups)
     return replace(data, splits=splits, notes=notes + _absent(splits, whole))
 
@@ -137,7 +139,7 @@ def _absent(splits: dict[str, Split], whole: Split) -> list[str]:
         labels = np.setdiff1d(whole.labels, split.labels).tolist()
         if labels:
             names = ", ".join(whole.classes[label] for label in labels[:5]) + ", ..." * (len(labels) > 5)
-            amount = "1 class" if len(labels) == 1 else f"{len(labels)} classes"
+            amount = counted(len(labels), "class", "classes")
             notes.append(f"{name} has no box of {amount} ({names}): too few images or groups show them")
     return notes
 
@@ -164,7 +166,9 @@ def _union(data: Data) -> tuple[Split, list[str]]:
     # The same images in the same order whatever splits they came in, so that dividing again gives the same.
     kept = np.unique(everything.files, return_index=True)[1]
     if len(kept) < len(paths):
-        notes.append(f"{len(paths) - len(kept)} images are in several splits of the data; each is taken once")
+        several = len(paths) - len(kept)
+        images = "1 image is" if several == 1 else f"{several:,} images are"
+        notes.append(f"{images} in several splits of the data; each is taken once")
     whole = everything.select(kept, UNSPLIT)
     if len(np.unique(whole.image_ids)) < len(kept):
         whole = replace(whole, image_ids=np.arange(1, len(kept) + 1))

@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fpn.data.checks import RawSplit, check, check_classes
-from fpn.data.dataset import Data, Problem, Split
+from fpn.data.dataset import Data, Problem, Split, counted
 from fpn.data.files import Listing, files_in, is_image_name
 from fpn.data.splits import ALIASES, UNSPLIT, canonical, ordered
 from fpn.errors import DataError
@@ -84,7 +84,9 @@ def read(path: Path) -> Data:
     classes = tuple(dict.fromkeys([*_listed_classes(root / "classes.txt"), *named]))
     if not classes:
         reason = f"; first problem: {problems[0]}" if problems else ""
-        raise DataError(f"{path}: no object in its {len(annotations)} readable annotation files has a class{reason}")
+        raise DataError(
+            f"{path}: no object in its {counted(len(annotations), 'readable annotation file')} has a class{reason}"
+        )
 
     check_classes(classes, root)
     images = _find_images(root, annotations, listing)
@@ -104,7 +106,8 @@ def read(path: Path) -> Data:
         for name, group in groups.items()
     }
     unlabelled = len(listing.names(root / "JPEGImages")) - len(usable) if UNSPLIT in groups else 0
-    notes = [f"{unlabelled} files in JPEGImages have no annotation file and are left out"] if unlabelled > 0 else []
+    files = "1 file in JPEGImages has" if unlabelled == 1 else f"{unlabelled:,} files in JPEGImages have"
+    notes = [f"{files} no annotation file, left out"] if unlabelled > 0 else []
     # An image that is in two lists is read twice; its defects are listed once.
     return Data(path, "voc", classes, splits, list(dict.fromkeys(problems)), notes)
 

@@ -23,7 +23,7 @@ import yaml
 from tqdm import tqdm
 
 from fpn.data.checks import RawSplit, check, check_classes
-from fpn.data.dataset import Data, Problem, Split
+from fpn.data.dataset import Data, Problem, Split, counted
 from fpn.data.files import Listing, files_in, images_under, inside, is_image_name
 from fpn.data.splits import ALIASES, ORDER
 from fpn.errors import DataError
@@ -82,7 +82,7 @@ def read(path: Path) -> Data:
         first_id += len(images)
     if first_id > 1 and not labelled:
         raise DataError(
-            f"{path}: none of its {first_id - 1} images has a label file; "
+            f"{path}: none of its {counted(first_id - 1, 'image')} has a label file; "
             "images/train/a.jpg belongs to labels/train/a.txt (or a.txt beside it)"
         )
     return Data(path, "yolo", tuple(names.values()), splits, problems)
@@ -150,7 +150,7 @@ def _images(
             found += _listed_images(Path(place), [*bases, os.path.dirname(place)], home, listing, problems)
     unique = list(dict.fromkeys(found))
     if len(unique) < len(found):
-        text = f"lists {len(found) - len(unique)} images more than once; they count once"
+        text = f"lists {counted(len(found) - len(unique), 'image')} more than once; each counts once"
         problems.append(Problem(file.name, f"{name}:", text, "duplicate-entry"))
     return unique
 

@@ -12,7 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from fpn.data import GroupedBatches, Split, read_image
+from fpn.data.batching import seed_from
 from fpn.data.fit import DETECTIONS, PROPOSALS, caps, measure, most_boxes, percent
+from fpn.data.images import image_size
 from fpn.errors import DataError, ImageError
 from fpn.evaluation.metrics import Metrics, Results, score
 from fpn.model.faster_rcnn import FasterRCNN
@@ -58,7 +60,7 @@ def _images(train: Split, val: Split | None, seed: int) -> list[Finding]:
     for split in (train, val):
         if split is None or not len(split):
             continue
-        chosen = np.random.default_rng(seed).permutation(len(split))[:IMAGES]
+        chosen = np.random.default_rng(seed_from(seed)).permutation(len(split))[:IMAGES]
         chosen = chosen[: max(1, int((np.cumsum(split.sizes[chosen].prod(axis=1)) <= PIXELS).sum()))]
         unread = [fault for fault in (_fault(split, int(index)) for index in chosen) if fault]
         if len(unread) == len(chosen) and all(unreadable for unreadable, _ in unread):
@@ -80,8 +82,8 @@ def _fault(split: Split, index: int) -> tuple[bool, str] | None:
         height, width = read_image(split.path(index)).shape[1:]
     except ImageError as error:
         return True, str(error)
-    annotated = split.sizes[index].tolist()
-    if sorted((height, width)) == sorted(annotated):  # turned images are read as they were annotated
+    annotated = tuple(split.sizes[index].tolist())
+    if annotated in ((height, width), image_size(split.path(index), apply_exif=False)):  # both are read as annotated
         return None
     return False, f"{split.path(index)}: is {width}x{height}, but annotated as {annotated[1]}x{annotated[0]} pixels"
 
