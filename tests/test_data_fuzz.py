@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
 import fpn.data
-from fpn.data.dataset import KINDS, Data, Split, printable
+from fpn.data.dataset import KINDS, Data, Split
 from fpn.errors import FpnError
+from fpn.words import printable
 
 set_hypothesis_home_dir(
     Path(tempfile.gettempdir()) / "fpn-hypothesis"

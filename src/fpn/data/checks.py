@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from fpn.data.dataset import Problem, Split, printable
+from fpn.data.dataset import Problem, Split
 from fpn.data.images import image_size
 from fpn.errors import DataError, ImageError
+from fpn.words import printable
 
 ROUNDING = 0.5  # pixels that a box may reach over the border without being listed: tools round coordinates
 LONGEST_NAME = 500  # characters of a class name

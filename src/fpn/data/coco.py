@@ -22,10 +22,11 @@ import numpy as np
 
 from fpn.data.checks import RawSplit, check, check_classes
 from fpn.data.coco_columns import Content, ImageEntry, read_columns, to_id, to_numbers
-from fpn.data.dataset import Data, Problem, Split, counted
+from fpn.data.dataset import Data, Problem, Split
 from fpn.data.files import Listing, files_in, is_image_name
 from fpn.data.splits import ALIASES, UNSPLIT, canonical, ordered
 from fpn.errors import DataError
+from fpn.words import counted
 
 SHAPE = (
     "COCO: annotations/instances_train.json, annotations/instances_val.json, images/ (or one JSON beside its images)"

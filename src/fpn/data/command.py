@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from fpn.data.dataset import Data, counted
+from fpn.data.dataset import Data
 from fpn.errors import OptionError
+from fpn.words import counted
 
 data_app = App(name="data", help="Look at a data set, mend it, divide it, write it in another format.")
 

@@ -7,10 +7,11 @@ import os
 import numpy as np
 
 from fpn.data.copies import new_folder
-from fpn.data.dataset import Data, counted
+from fpn.data.dataset import Data
 from fpn.data.splits import ORDER
 from fpn.data.writers import WRITERS, image_names
 from fpn.errors import OptionError
+from fpn.words import counted
 
 # What the readers do not read, so that no writer can write it.
 _UNREAD = {

@@ -5,7 +5,6 @@ Arrays rather than objects, so that 100,000 images take megabytes and worker pro
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fpn.errors import DataError
+from fpn.words import printable
 
 # The kinds of defects that the readers list, and what each says.
 KINDS = {
@@ -36,26 +36,6 @@ KINDS = {
     "box-outside": "a box lies wholly outside its image",
     "box-cut": "a box reached over the border of its image and was cut there",
 }
-
-
-_LONGEST_TEXT = 1000  # characters
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # control, line ends, surrogates
-
-
-def printable(text: str) -> str:
-    """Words from a file as they can be shown: what would break a line, a terminal or UTF-8 is escaped, and the end of
-    very long ones is left out."""
-    text = text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "..."
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """A number with its noun.
-
-    >>> counted(1, "box", "boxes"), counted(1200, "image")
-    ('1 box', '1,200 images')
-    """
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 @dataclass(frozen=True)
@@ -106,6 +86,11 @@ class Split:
     def rows(self, index: int) -> slice:
         """The rows of `boxes`, `labels`, `ignore` and `areas` that belong to image `index`."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+    @property
+    def image_of(self) -> np.ndarray:
+        """(M,) int64: the position of each box's image."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
     def select(self, indices: np.ndarray, name: str) -> Split:
         """The split made of the given images, in the given order."""

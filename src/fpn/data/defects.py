@@ -13,10 +13,11 @@ from typing import Literal
 
 import numpy as np
 
-from fpn.data.dataset import Data, Split, counted, printable
+from fpn.data.dataset import Data, Split
 from fpn.data.duplicates import near_pairs
 from fpn.data.scan import PATIENCE, Scan, scan
 from fpn.data.transforms import LONG, SHORT
+from fpn.words import counted, printable, some_of
 
 Severity = Literal["error", "warning", "note"]
 
@@ -181,18 +182,12 @@ def _image_defects(split: Split, seen: Scan, positions: np.ndarray, sizes_given:
         elif orientation > 1 and split.offsets[index] < split.offsets[index + 1] and not told_apart:
             unclear.append(file)
     if unclear:
-        text = f"{_named(unclear)}: displayed turned or mirrored, with boxes that fit both ways"
+        text = f"{some_of(unclear)}: displayed turned or mirrored, with boxes that fit both ways"
         yield Defect("exif-unclear", split.name, "", split.name, text)
 
 
 def _shown(size: list[int]) -> str:
     return f"{size[1]}x{size[0]}"
-
-
-def _named(names: list[str]) -> str:
-    """Some of many names, and how many there are."""
-    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(printable, names[:3])) + rest
 
 
 def _same_pictures(data: Data, seen: Scan, positions: dict[str, np.ndarray]) -> Iterator[Defect]:
@@ -240,7 +235,7 @@ def _same_pictures(data: Data, seen: Scan, positions: dict[str, np.ndarray]) -> 
 
 def _box_defects(split: Split) -> Iterator[Defect]:
     """Boxes that are too small, or drawn twice."""
-    image_of = np.repeat(np.arange(len(split)), np.diff(split.offsets))
+    image_of = split.image_of
     sides = split.boxes[:, 2:] - split.boxes[:, :2]
     for row in np.flatnonzero((sides < TINY).any(axis=1) & ~split.ignore).tolist():
         text = f"is {sides[row, 0]:.3g} x {sides[row, 1]:.3g} pixels"
@@ -293,7 +288,7 @@ def _huge_boxes(data: Data) -> Iterator[Defect]:
     """
     shares, labels = [], []
     for split in data.values():
-        image_of = np.repeat(np.arange(len(split)), np.diff(split.offsets))
+        image_of = split.image_of
         shares.append(np.prod(split.boxes[:, 2:] - split.boxes[:, :2], axis=1) / np.prod(split.sizes[image_of], axis=1))
         labels.append(split.labels)
     every_share, every_label = np.concatenate(shares), np.concatenate(labels)
@@ -304,7 +299,7 @@ def _huge_boxes(data: Data) -> Iterator[Defect]:
         rare = len(own) - len(ordinary) <= SHARE * len(ordinary)
         suspicious[label] = len(ordinary) >= ENOUGH and rare and ordinary.max() < 0.5
     for split, share in zip(data.values(), shares, strict=True):
-        image_of = np.repeat(np.arange(len(split)), np.diff(split.offsets))
+        image_of = split.image_of
         for row in np.flatnonzero((share > HUGE) & suspicious[split.labels] & ~split.ignore).tolist():
             yield _of_box("huge-box", split, int(image_of[row]), row, f"covers {share[row]:.0%} of the image")
 
@@ -312,7 +307,7 @@ def _huge_boxes(data: Data) -> Iterator[Defect]:
 def _small_when_resized(split: Split, short: int, long: int) -> Iterator[Defect]:
     """A note where boxes that are large enough in the file shrink below `TINY` at the size for training."""
     smaller, larger = split.sizes.min(axis=1), split.sizes.max(axis=1)
-    scales = np.minimum(short / smaller, long / larger)[np.repeat(np.arange(len(split)), np.diff(split.offsets))]
+    scales = np.minimum(short / smaller, long / larger)[split.image_of]
     sides = (split.boxes[:, 2:] - split.boxes[:, :2]).min(axis=1)
     number = int(((sides >= TINY) & (sides * scales < TINY) & ~split.ignore).sum())
     if number:
@@ -356,7 +351,7 @@ def _class_defects(data: Data) -> Iterator[Defect]:
         elif "val" in data and "val" not in having:
             unmeasured.append(name)
     if unmeasured:
-        text = f"has no box of {_named(unmeasured)}: their AP cannot be measured"
+        text = f"has no box of {some_of(unmeasured)}: their AP cannot be measured"
         yield Defect("unmeasured-class", "val", "", "val", text)
 
 

@@ -108,7 +108,7 @@ def measure(splits: Iterable[Split], short: int, long: int, anchors: Anchors) ->
     """The fit of anchors to all boxes that are learnt from, with images resized as for training."""
     boxes, sizes = [np.zeros((0, 4))], [np.zeros((0, 2), np.int64)]
     for split in splits:
-        rows = np.repeat(np.arange(len(split)), np.diff(split.offsets))[~split.ignore]
+        rows = split.image_of[~split.ignore]
         resized = resized_sizes(split.sizes, short, long)
         scale = (resized / np.maximum(split.sizes, 1))[rows][:, [1, 0, 1, 0]]
         boxes.append(split.boxes[~split.ignore] * scale)
@@ -331,7 +331,7 @@ def most_boxes(splits: Iterable[Split]) -> tuple[int, str]:
 
 def objects_by_image(split: Split) -> Int[np.ndarray, " I"]:
     """How many boxes each image has that are learnt from."""
-    rows = np.repeat(np.arange(len(split)), np.diff(split.offsets))
+    rows = split.image_of
     return np.bincount(rows[~split.ignore], minlength=len(split))
 
 

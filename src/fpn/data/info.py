@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fpn.data.dataset import Data, Split, counted
+from fpn.data.dataset import Data, Split
 from fpn.data.fit import DETECTIONS, PROPOSALS, Fit, advise, caps, most_boxes
+from fpn.words import counted
 
 SMALL, LARGE = 32**2, 96**2  # square pixels, COCO's borders between small, medium and large
 PERCENTILES = (5, 25, 50, 75, 95)

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.markup import escape
 
-from fpn.data.dataset import Data, counted
+from fpn.data.dataset import Data
 from fpn.data.defects import KINDS, OTHER, Defect
 from fpn.data.repair import FOR_PEOPLE, Change, Repair
+from fpn.words import counted
 
 SHOWN = 5  # of each kind; JSON has them all
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}

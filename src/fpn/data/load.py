@@ -12,6 +12,7 @@ from fpn.data import coco, voc, yolo
 from fpn.data.dataset import Data, Split
 from fpn.data.splits import UNSPLIT, add_missing
 from fpn.errors import DataError
+from fpn.words import some_of
 
 _READERS = {"coco": coco, "voc": voc, "yolo": yolo}
 
@@ -52,19 +53,14 @@ def _class_notes(splits: dict[str, Split], counts: np.ndarray) -> list[str]:
     classes = next(iter(splits.values())).classes
     unused = [name for name, count in zip(classes, counts, strict=True) if not count]
     if unused:
-        notes.append(f"no box has the class {_listed(unused)}")
+        notes.append(f"no box has the class {some_of([repr(name) for name in unused])}")
     for split in splits.values():
         here = np.bincount(split.labels, minlength=len(classes))
         absent = [classes[label] for label in np.flatnonzero((here == 0) & (counts > 0))]
         effect = "so it cannot be learnt" if split.name == "train" else "so there is no score for it"
         if absent:
-            notes.append(f"no box of {split.name} has the class {_listed(absent)}, {effect}")
+            notes.append(f"no box of {split.name} has the class {some_of([repr(name) for name in absent])}, {effect}")
     return notes
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(f"{name!r:.60}" for name in names[:10])
-    return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown
 
 
 def _format(path: Path) -> str:

@@ -12,13 +12,14 @@ import numpy as np
 
 from fpn.data.convert import not_kept
 from fpn.data.copies import new_folder
-from fpn.data.dataset import Data, Split, counted, printable
+from fpn.data.dataset import Data, Split
 from fpn.data.defects import KINDS, Defect, find_defects, spellings
 from fpn.data.images import image_size
 from fpn.data.load import load
 from fpn.data.scan import PATIENCE, exif_orientation
 from fpn.data.writers import write_coco
 from fpn.errors import DataError
+from fpn.words import counted, printable
 
 _UNUSABLE_IMAGES = {"missing-image", "unreadable-image", "damaged-image", "huge-image"}
 _SECOND_IMAGES = {"leak", "duplicate-image"}  # not those that are nearly the same: two frames of a film may be wanted
@@ -206,7 +207,7 @@ def _finished(draft: _Draft) -> Split:
     split = draft.split
     rows = np.ones(len(split.boxes), dtype=bool)
     rows[list(draft.rows_out)] = False
-    image_of = np.repeat(np.arange(len(split)), np.diff(split.offsets))[rows]
+    image_of = split.image_of[rows]
     counts = np.bincount(image_of, minlength=len(split))
     whole = dataclasses.replace(
         split,

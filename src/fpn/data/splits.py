@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fpn.data.dataset import Data, Split, counted
+from fpn.data.dataset import Data, Split
 from fpn.data.groups import groups_by_pattern, groups_by_table
 from fpn.data.stratify import stratify
 from fpn.errors import DataError, OptionError
+from fpn.words import counted
 
 ALIASES = {
     "train": "train",

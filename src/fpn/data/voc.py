@@ -26,10 +26,11 @@ import numpy as np
 from tqdm import tqdm
 
 from fpn.data.checks import RawSplit, check, check_classes
-from fpn.data.dataset import Data, Problem, Split, counted
+from fpn.data.dataset import Data, Problem, Split
 from fpn.data.files import Listing, files_in, is_image_name
 from fpn.data.splits import ALIASES, UNSPLIT, canonical, ordered
 from fpn.errors import DataError
+from fpn.words import counted
 
 SHAPE = "Pascal VOC: Annotations/*.xml, JPEGImages/ and ImageSets/Main/train.txt, val.txt (lists of names)"
 _PER_CLASS_LIST = re.compile(r".+_(train|val|trainval|test)$")

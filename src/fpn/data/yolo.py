@@ -23,10 +23,11 @@ import yaml
 from tqdm import tqdm
 
 from fpn.data.checks import RawSplit, check, check_classes
-from fpn.data.dataset import Data, Problem, Split, counted
+from fpn.data.dataset import Data, Problem, Split
 from fpn.data.files import Listing, files_in, images_under, inside, is_image_name
 from fpn.data.splits import ALIASES, ORDER
 from fpn.errors import DataError
+from fpn.words import counted
 
 _LARGEST_CONFIG = 1_000_000  # bytes, of YAML that takes seconds to read
 Box = tuple[float, float, float, float]

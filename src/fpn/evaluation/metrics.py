@@ -15,11 +15,11 @@ from jaxtyping import Float, Int
 
 from fpn.data.dataset import Split
 from fpn.errors import OptionError
+from fpn.words import some_of
 
 # COCO's three sizes: areas in square pixels of the original image, both ends included.
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e5**2)}
 _SIZE_WORDS = {"small": "of at most 32x32", "medium": "between 32x32 and 96x96", "large": "of 96x96 or more"}
-_LISTED = 10  # names in one note; a data set can have a thousand classes
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def score(split: Split, results: Results, max_detections: int = 100) -> Metrics:
     numbers |= {f"AR{limit}": _mean(recall[:, :, 0, m]) for m, limit in enumerate((1, 10, max_detections))}
     numbers |= {f"AR{size}": _mean(recall[:, :, a, 2]) for a, size in enumerate(sizes, 1)}
 
-    counted = np.isin(_image_of_box(split), results.images) & ~split.ignore
+    counted = np.isin(split.image_of, results.images) & ~split.ignore
     objects = np.bincount(split.labels[counted], minlength=len(split.classes))
     per_class = {}
     for label, row in enumerate(np.argsort(np.argsort(split.category_ids))):  # the evaluator sorts classes by id
@@ -125,7 +125,7 @@ def _annotations(split: Split, ids: np.ndarray) -> list[dict]:
     # x1 + w - x1 is not always w in floating point; rounding brings back the number that the annotation file has.
     boxes = np.round(_xywh(split.boxes), 6)
     columns = (
-        ids[_image_of_box(split)],
+        ids[split.image_of],
         split.category_ids[split.labels],
         boxes,
         split.areas,
@@ -173,7 +173,7 @@ def _notes(split: Split, results: Results, counted: np.ndarray, max_detections: 
     missing = np.setdiff1d(np.arange(len(split)), results.images)
     if len(missing):
         files = [str(file) for file in split.files[missing]]
-        notes.append(f"{len(missing)} of {len(split)} images of {where} are not scored: {_listing(files)}")
+        notes.append(f"{len(missing)} of {len(split)} images of {where} are not scored: {some_of(files)}")
     if not counted.any():
         ignored = f" but {split.ignore.sum()} that are crowd or difficult" if split.ignore.any() else ""
         return [*notes, f"every number is -1: there is no object to find in the images scored of {where}{ignored}"]
@@ -185,13 +185,13 @@ def _notes(split: Split, results: Results, counted: np.ndarray, max_detections: 
             notes.append(f"AP_{size} and AR_{size} are -1: no ground-truth object {words} pixels in {where}")
     absent = np.setdiff1d(np.arange(len(split.classes)), split.labels[counted])
     if len(absent):
-        names = _listing([split.classes[label] for label in absent])
+        names = some_of([split.classes[label] for label in absent])
         extra = int(np.isin(results.labels, absent).sum())
         notes.append(
             f"AP is -1 for {len(absent)} of {len(split.classes)} classes, which have no object in {where} and are left"
             f" out of the means, with the {extra} detections of them: {names}"
         )
-    crowded = _most_of_a_class(_image_of_box(split)[counted], split.labels[counted], len(split.classes))
+    crowded = _most_of_a_class(split.image_of[counted], split.labels[counted], len(split.classes))
     if crowded > max_detections:
         notes.append(
             f"an image of {where} has {crowded} objects of one class, but only the {max_detections} best detections of"
@@ -206,15 +206,6 @@ def _notes(split: Split, results: Results, counted: np.ndarray, max_detections: 
 
 def _most_of_a_class(images: np.ndarray, labels: np.ndarray, classes: int) -> int:
     return int(np.unique(images * classes + labels, return_counts=True)[1].max(initial=0))
-
-
-def _listing(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
-
-
-def _image_of_box(split: Split) -> np.ndarray:
-    return np.repeat(np.arange(len(split)), np.diff(split.offsets))
 
 
 def _rounded(results: Results) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from fpn.errors import DataError, ImageError
 from fpn.evaluation.metrics import Metrics, Results, score
 from fpn.model.faster_rcnn import FasterRCNN
 from fpn.training.settings import Settings
+from fpn.words import some_of
 
 __all__ = ["Finding", "caps", "preflight", "print_preflight"]
 
@@ -26,7 +27,6 @@ IMAGES, PIXELS = 5, 10**8  # of each split are opened; fewer where they are huge
 SCORED_IMAGES, SCORED_BOXES = 1000, 20_000  # of the validation split; more would take more than seconds
 PERFECT = 0.9995
 POOR_RECALL = 0.75  # of the boxes by the anchors, at IoU 0.5
-LISTED = 5  # names in one line
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _classes(train: Split, val: Split | None) -> list[Finding]:
     unknown = [] if val is None else [name for name in val.classes if name not in train.classes]
     if val is not None and unknown:
         raise DataError(
-            f"{val.root}: the split {val.name!r} has classes that {train.name!r} has not ({_listing(unknown)}), which "
+            f"{val.root}: the split {val.name!r} has classes that {train.name!r} has not ({some_of(unknown)}), which "
             "can never be learnt: give all splits the same list of classes"
         )
     never_learnt = _absent(train, train.classes)
@@ -101,9 +101,9 @@ def _classes(train: Split, val: Split | None) -> list[Finding]:
     never_measured = [name for name in never_measured if name not in never_learnt]
     findings = []
     if never_learnt:
-        findings.append(Finding(False, f"no box in {train.name}, so never learnt: {_listing(never_learnt)}"))
+        findings.append(Finding(False, f"no box in {train.name}, so never learnt: {some_of(never_learnt)}"))
     if val is not None and never_measured:
-        names = _listing(never_measured)
+        names = some_of(never_measured)
         findings.append(Finding(False, f"no box in {val.name}, so AP is -1 there and leaves them out: {names}"))
     where = train.name if val is None else f"{train.name} and {val.name}"
     return findings or [Finding(True, f"every class has boxes in {where}")]
@@ -157,12 +157,12 @@ def _why_not_perfect(metrics: Metrics, cut: int, limit: int) -> str:
         return f"{cut:,} objects are beyond the {limit:,} detections an image"
     low = [name for name, row in metrics.per_class.items() if 0 <= row["AP"] < PERFECT]
     crowded = [note for note in metrics.notes if "recall cannot reach 1" in note]
-    return "; ".join(crowded) or f"look at the boxes of {_listing(low)} with fpn data check"
+    return "; ".join(crowded) or f"look at the boxes of {some_of(low)} with fpn data check"
 
 
 def truth_as_results(split: Split, limit: int) -> tuple[Results, int]:
     """The objects of a split as detections of score 1, at most `limit` an image, and how many that leaves out."""
-    owners = np.repeat(np.arange(len(split)), np.diff(split.offsets))[~split.ignore]
+    owners = split.image_of[~split.ignore]
     counts = np.bincount(owners, minlength=len(split))
     place = np.arange(len(owners)) - (np.cumsum(counts) - counts)[owners]
     kept = place < limit
@@ -212,10 +212,6 @@ def _anchors(detector: FasterRCNN, train: Split) -> Finding:
         f"anchors fit only {percent(good)} of the boxes at IoU 0.5: fpn data info PATH --short {fit.short} suggests a "
         "better size or anchors",
     )
-
-
-def _listing(names: list[str]) -> str:
-    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
 def print_preflight(
