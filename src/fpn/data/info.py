@@ -53,7 +53,7 @@ def describe(data: Data, fit: Fit | None = None) -> dict[str, Any]:
         "caps": _describe_caps(data),
         **({} if fit is None else {"fit": fit.as_dict(), "advice": [vars(advice) for advice in advise(fit)]}),
         "problem_count": len(data.problems),
-        "problems": [{"file": p.file, "item": p.item, "text": p.text} for p in data.problems],
+        "problems": [{"kind": p.kind, "file": p.file, "item": p.item, "text": p.text} for p in data.problems],
         "notes": list(data.notes),
     }
 
