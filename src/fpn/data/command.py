@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from fpn.data.dataset import Data
 from fpn.errors import OptionError
 from fpn.words import counted
+
+if TYPE_CHECKING:
+    from fpn.build import Spec
 
 data_app = App(name="data", help="Look at a data set, mend it, divide it, write it in another format.")
 
@@ -47,18 +50,12 @@ def info(
         Print JSON for other programs.
     """
     from fpn import data
-    from fpn.build import Spec, check
-    from fpn.data.fit import default_short, measure
-    from fpn.hardware import pick_device
-    from fpn.model.anchors import Anchors
+    from fpn.build import anchors_of
+    from fpn.data.fit import measure
 
-    given = {"long": long, "anchor_sizes": anchors and tuple(anchors), "anchor_ratios": ratios and tuple(ratios)}
-    given = {name: value for name, value in given.items() if value is not None}
-    spec = Spec("faster_rcnn", ("any",), short=default_short(pick_device()) if short is None else short, **given)
-    check(spec)
+    spec = _spec(short, long=long, anchor_sizes=anchors and tuple(anchors), anchor_ratios=ratios and tuple(ratios))
     found = data.load(path)
-    sizes = dict(zip(range(2, 7), spec.anchor_sizes, strict=True))
-    fit = measure(found.values(), *spec.sides, Anchors(sizes, spec.anchor_ratios))
+    fit = measure(found.values(), *spec.sides, anchors_of(spec))
     if out is not None:
         from fpn.data.overview import save_overview
 
@@ -111,16 +108,12 @@ def show(
     from dataclasses import replace
 
     from fpn import data
-    from fpn.build import Spec, check
-    from fpn.data.fit import default_short
     from fpn.data.show import save_grid
-    from fpn.hardware import pick_device
     from fpn.training.settings import Options, augmentation_of, resolve
 
     if augment and len(augment) > 1:
         raise OptionError(f"augment {' '.join(augment)}: name one of auto, none, light, strong")
-    spec = Spec("faster_rcnn", ("any",), short=default_short(pick_device()) if short is None else short, long=long)
-    check(spec)
+    spec = _spec(short, long=long)
     part = data.load(path)[split]
     preset = "none" if augment is None else (augment or ["auto"])[0]
     settings = resolve(Options(augment=preset), part, spec.short)
@@ -257,6 +250,18 @@ def convert(path: Path, /, *, to: Literal["coco", "voc", "yolo"], out: Path) -> 
     loaded = data.load(path, draw=False)
     lost = data.convert(loaded, out, to)
     _print_copy(loaded, out, to.upper(), lost, len(loaded.problems))
+
+
+def _spec(short: int | None, **given: Any) -> Spec:
+    """What `fpn train` would build on this machine; what is None is left to it. Raises OptionError as it does."""
+    from fpn.build import Spec, check
+    from fpn.data.fit import default_short
+    from fpn.hardware import pick_device
+
+    given = {name: value for name, value in given.items() if value is not None}
+    spec = Spec("faster_rcnn", ("any",), short=default_short(pick_device()) if short is None else short, **given)
+    check(spec)
+    return spec
 
 
 def _print_copy(copy: Data, out: Path, form: str, lost: list[str], problems: int) -> None:

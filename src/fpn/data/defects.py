@@ -139,13 +139,12 @@ def find_defects(
         workers: processes that decode; one a core when left out.
         patience: seconds that one image may take.
     """
-    paths = dict.fromkeys(str(split.path(index)) for split in data.values() for index in range(len(split)))
-    seen = scan(list(paths), workers, patience)
-    place = {path: position for position, path in enumerate(paths)}
+    place: dict[str, int] = {}  # of each file among those that are decoded, one that is in two splits once
     positions = {
-        name: np.array([place[str(split.path(index))] for index in range(len(split))], dtype=np.int64)
+        name: np.array([place.setdefault(str(split.path(i)), len(place)) for i in range(len(split))], dtype=np.int64)
         for name, split in data.items()
     }
+    seen = scan(list(place), workers, patience)
     # Readers name a remedy with some defects; here it stands once, below all of a kind.
     found = [Defect(p.kind, "", p.file, p.item, p.text.replace(", mend or delete it", "")) for p in data.problems]
     for name, split in data.items():

@@ -16,6 +16,7 @@ from fpn.data.mixing import Mixing
 from fpn.drawing import draw, font_for, to_picture
 from fpn.errors import DataError, OptionError
 from fpn.structures import Sample
+from fpn.words import counted
 from fpn.writing import replacing
 
 CELL, NARROWEST = 420, 160  # pixels, the most of a picture's sides in the grid, and the least width of a column
@@ -70,9 +71,8 @@ def save_grid(
 
 
 def _tell(unreadable: list[str], tried: int) -> None:
-    number = "1 image" if len(unreadable) == 1 else f"{len(unreadable)} images"
     names = ", ".join(unreadable[:NAMED]) + (", ..." if len(unreadable) > NAMED else "")
-    text = f"{number} could not be read: {names}; fpn data check tells why"
+    text = f"{counted(len(unreadable), 'image')} could not be read: {names}; fpn data check tells why"
     if len(unreadable) == tried:
         raise DataError(text)
     warnings.warn(text, stacklevel=3)

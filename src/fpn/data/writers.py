@@ -52,7 +52,7 @@ def _coco_content(split: Split, names: list[str], first_id: int) -> dict[str, li
     boxes = split.boxes.copy()
     boxes[:, 2:] -= boxes[:, :2]
     columns = (
-        np.repeat(split.image_ids, np.diff(split.offsets)).tolist(),
+        split.image_ids[split.image_of].tolist(),
         split.category_ids[split.labels].tolist(),
         boxes.tolist(),
         split.areas.tolist(),

@@ -6,11 +6,10 @@ import copy
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from fpn.data import Split, resized_size
-from fpn.data.fit import most_boxes
+from fpn.data import Split
+from fpn.data.fit import most_boxes, resized_sizes
 from fpn.errors import OptionError
 from fpn.model.faster_rcnn import FasterRCNN
 from fpn.structures import Batch, Targets
@@ -54,8 +53,7 @@ def largest_batch(
 
 def largest_size(split: Split, short: int, long: int) -> tuple[int, int]:
     """Height and width, multiples of 32, that hold every image of the split after resizing."""
-    shapes = np.unique(split.sizes, axis=0)
-    height, width = np.max([resized_size((int(h), int(w)), short, long) for h, w in shapes], axis=0)
+    height, width = resized_sizes(split.sizes, short, long).max(axis=0)
     return int(-(-height // 32) * 32), int(-(-width // 32) * 32)
 
 

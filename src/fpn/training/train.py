@@ -15,12 +15,11 @@ import yaml
 
 from fpn.data import Data, Split
 from fpn.errors import CheckpointError, DataError, FpnError, OptionError, TrainingError
-from fpn.hardware import is_main_process, pick_device, pick_precision
+from fpn.hardware import is_main_process
 from fpn.model.faster_rcnn import FasterRCNN
 from fpn.training.memory import largest_batch
 from fpn.training.preflight import preflight, print_preflight
 from fpn.training.settings import Options, Settings, resolve
-from fpn.training.settings import check as check_options
 from fpn.training.trouble import out_of_memory
 from fpn.weights.checkpoint import fill, read
 from fpn.writing import replacing
@@ -67,7 +66,6 @@ def train(
     if resume:
         options = kept(options, read_config(out)["training"])
     chosen = options_of(options)
-    check_options(**vars(chosen))
     if chosen.batch == "auto":
         chosen = replace(chosen, batch=automatic_batch(detector, split, chosen))
     settings = resolve(chosen, split, detector.spec.short)
@@ -119,11 +117,9 @@ def kept(given: Mapping[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
 def automatic_batch(detector: FasterRCNN, split: Split, options: Options) -> int:
     if options.devices * options.nodes > 1:
         raise OptionError("--batch auto works on one device; find the size there, then give it as a number")
-    device = pick_device(options.device)
-    scales = tuple(options.scales or (detector.spec.short,))
-    bf16 = pick_precision(options.precision, device) == "bf16"
-    mixed = 4 if resolve(replace(options, batch=1), split, detector.spec.short).mosaic else 1
-    return largest_batch(detector, split, scales, device, bf16, mixed)
+    settings = resolve(replace(options, batch=1), split, detector.spec.short)
+    device, bf16, mixed = torch.device(settings.device), settings.precision == "bf16", 4 if settings.mosaic else 1
+    return largest_batch(detector, split, settings.scales, device, bf16, mixed)
 
 
 def check(detector: FasterRCNN, split: Split, val: Split | None) -> None:
