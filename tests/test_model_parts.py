@@ -112,7 +112,7 @@ def test_the_pyramid_is_the_papers_sum():
 
 @pytest.mark.parametrize("norm, kind", [("batch", nn.BatchNorm2d), ("group", nn.GroupNorm)])
 def test_norms_replace_biases(norm, kind):
-    pyramid = FPN({2: 8, 3: 8, 4: 8, 5: 8}, 32, norm)
+    pyramid = FPN({2: 8, 3: 8, 4: 8, 5: 8}, 32, norm=norm)
     assert sum(isinstance(m, kind) for m in pyramid.modules()) == 8
     assert all(m.bias is None for m in pyramid.modules() if isinstance(m, nn.Conv2d))
 

@@ -15,7 +15,7 @@ from fpn.data import Data, Split
 from fpn.data.batching import seed_from
 from fpn.errors import DataError
 from fpn.evaluation.metrics import score
-from fpn.model.faster_rcnn import FasterRCNN
+from fpn.model.detector import Detector
 from fpn.training.preflight import Finding, caps, preflight, print_preflight, truth_as_results
 from fpn.training.settings import Options, Settings, resolve
 
@@ -34,7 +34,7 @@ def data(tmp_path: Path) -> Data:
     )
 
 
-def detector_for(data: Data, **options: object) -> FasterRCNN:
+def detector_for(data: Data, **options: object) -> Detector:
     return fpn.build(
         backbone="tiny", classes=data.classes, weights="none", **{"short": 64, "width": 8, "hidden": 8, **options}
     )
@@ -44,7 +44,7 @@ def settings_for(train: Split, **options: object) -> Settings:
     return resolve(Options(**{"device": "cpu", "workers": 0, "batch": 2, **options}), train, 64)  # pyright: ignore
 
 
-def doubts(detector: FasterRCNN, train: Split, val: Split | None) -> list[str]:
+def doubts(detector: Detector, train: Split, val: Split | None) -> list[str]:
     return [finding.text for finding in preflight(detector, train, val, settings_for(train)) if not finding.good]
 
 

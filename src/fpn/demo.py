@@ -15,7 +15,7 @@ from fpn.evaluation.evaluate import detect_split
 from fpn.evaluation.metrics import score
 from fpn.evaluation.report import ReportSample, write_report
 from fpn.hardware import cores
-from fpn.model.faster_rcnn import FasterRCNN
+from fpn.model.detector import Detector
 from fpn.predict import detect_one
 from fpn.training.resume import STATE
 from fpn.training.train import train
@@ -62,7 +62,7 @@ def run_demo(out: Path) -> None:
     print(f"\nAP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f} after {minutes:.1f} minutes. Look at {report}")
 
 
-def small_detector(classes: tuple[str, ...]) -> FasterRCNN:
+def small_detector(classes: tuple[str, ...]) -> Detector:
     """Small enough to learn from scratch on two cores; sizes fit images of 320 rather than the paper's 800 pixels."""
     return build(
         backbone="tiny",
@@ -80,7 +80,7 @@ def small_detector(classes: tuple[str, ...]) -> FasterRCNN:
     )
 
 
-def sample_of(detector: FasterRCNN, split: Split, index: int) -> ReportSample:
+def sample_of(detector: Detector, split: Split, index: int) -> ReportSample:
     """An image with its truth and what the detector finds in it."""
     image, rows = read_image(split.path(index)), split.rows(index)
     boxes, labels = torch.from_numpy(split.boxes[rows]).float(), torch.from_numpy(split.labels[rows])

@@ -19,20 +19,20 @@ from fpn.data.images import pixels_of
 from fpn.errors import DataError, OptionError
 from fpn.evaluation.evaluate import detect_original
 from fpn.hardware import pick_device
-from fpn.model.faster_rcnn import FasterRCNN
+from fpn.model.detector import Detector
 from fpn.structures import Detections, Sample
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 
 
 @overload
-def predict(detector: FasterRCNN, pictures: Picture, threshold: float = ..., device: str = ...) -> Detections: ...
+def predict(detector: Detector, pictures: Picture, threshold: float = ..., device: str = ...) -> Detections: ...
 @overload
 def predict(
-    detector: FasterRCNN, pictures: Sequence[Picture], threshold: float = ..., device: str = ...
+    detector: Detector, pictures: Sequence[Picture], threshold: float = ..., device: str = ...
 ) -> list[Detections]: ...
 def predict(
-    detector: FasterRCNN, pictures: Picture | Sequence[Picture], threshold: float = 0.5, device: str = "auto"
+    detector: Detector, pictures: Picture | Sequence[Picture], threshold: float = 0.5, device: str = "auto"
 ) -> Detections | list[Detections]:
     """Detections scoring at least `threshold`, highest first; boxes in the pixels of the picture as it is displayed.
 
@@ -49,7 +49,7 @@ def predict(
 
 
 @torch.inference_mode()
-def detect_one(detector: FasterRCNN, image: Tensor, device: torch.device) -> Detections:
+def detect_one(detector: Detector, image: Tensor, device: torch.device) -> Detections:
     """All detections in one image, uint8 (3, H, W), on the CPU."""
     height, width = image.shape[1:]
     resized = resize(image, list(resized_size((height, width), *detector.spec.sides)), antialias=True)

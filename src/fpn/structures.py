@@ -43,6 +43,7 @@ class Sample:
     index: int  # position of the image in its split
     original_size: tuple[int, int]  # height, width before any resizing
     key: int | None = None  # decides all chance in training on this sample: the same key, the same examples
+    masks: UInt8[Tensor, "N H W"] | None = None  # 1 where the object is; only where outlines are asked for
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Targets(_Tensors):
     boxes: Float[Tensor, "B N 4"]
     labels: Int64[Tensor, "B N"]
     valid: Bool[Tensor, "B N"]
+    masks: UInt8[Tensor, "B N H W"] | None = None  # of the padded images
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Detections(_Tensors):
 
     `count` says how many of the D are real; in the padding boxes and scores are 0, labels and levels -1. `levels` is
     the pyramid level (2 for P2 ...) that each detection was made from. `classes` are the names the labels stand for.
+    `masks`, where the detector has them, are the probabilities that a place in the box is of the object, on a grid of
+    m x m cells over the box; `fpn.model.masks.paste` lays them into the image.
     """
 
     boxes: Float[Tensor, "*B D 4"]
@@ -83,6 +87,7 @@ class Detections(_Tensors):
     levels: Int64[Tensor, "*B D"]
     count: Int64[Tensor, "*B"]
     classes: tuple[str, ...] = ()
+    masks: Float[Tensor, "*B D m m"] | None = None
 
     def __len__(self) -> int:
         return self.scores.shape[0]
@@ -98,6 +103,7 @@ class Detections(_Tensors):
             self.levels[image, :n],
             self.count[image],
             self.classes,
+            None if self.masks is None else self.masks[image, :n],
         )
 
     @property
@@ -108,8 +114,9 @@ class Detections(_Tensors):
     def above(self, threshold: float) -> Detections:
         """The detections of one image that score at least `threshold`."""
         keep = self.scores >= threshold
+        masks = None if self.masks is None else self.masks[keep]
         return Detections(
-            self.boxes[keep], self.scores[keep], self.labels[keep], self.levels[keep], keep.sum(), self.classes
+            self.boxes[keep], self.scores[keep], self.labels[keep], self.levels[keep], keep.sum(), self.classes, masks
         )
 
     def to_supervision(self) -> supervision.Detections:
@@ -130,6 +137,6 @@ for _container in (Targets, Batch):
     torch.export.register_dataclass(_container)
 register_dataclass(
     Detections,
-    field_names=["boxes", "scores", "labels", "levels", "count"],
+    field_names=["boxes", "scores", "labels", "levels", "count", "masks"],
     drop_field_names=["classes"],
 )

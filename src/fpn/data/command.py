@@ -254,14 +254,14 @@ def convert(path: Path, /, *, to: Literal["coco", "voc", "yolo"], out: Path) -> 
 
 def _spec(short: int | None, **given: Any) -> Spec:
     """What `fpn train` would build on this machine; what is None is left to it. Raises OptionError as it does."""
-    from fpn.build import Spec, check
+    from fpn.build import Spec, check, resolved
     from fpn.data.fit import default_short
     from fpn.hardware import pick_device
 
     given = {name: value for name, value in given.items() if value is not None}
     spec = Spec("faster_rcnn", ("any",), short=default_short(pick_device()) if short is None else short, **given)
     check(spec)
-    return spec
+    return resolved(spec, channels=dict.fromkeys(range(2, 6), 0))  # levels 2 to 5, as most backbones have
 
 
 def _print_copy(copy: Data, out: Path, form: str, lost: list[str], problems: int) -> None:

@@ -133,15 +133,15 @@ def best_ious(
 ) -> Float[np.ndarray, "M L"]:
     """For each box and level the highest IoU with any of the anchors laid on the box's image, padded by itself."""
     per_level = [
-        np.max([_best_iou(boxes, sizes, level, cell, anchors.floor_stride) for cell in _cells(anchors, size)], axis=0)
+        np.max([_best_iou(boxes, sizes, level, cell, anchors) for cell in _cells(anchors, size)], axis=0)
         for level, size in anchors.sizes.items()
     ]
     return np.stack(per_level, axis=1)
 
 
 def _cells(anchors: Anchors, size: float) -> list[list[float]]:
-    """Width and height of the anchors of a cell, one for each ratio."""
-    cells = cell_anchors(size, anchors.ratios, anchors.whole_pixels).double()
+    """Width and height of the anchors of a cell."""
+    cells = cell_anchors(size, anchors.ratios, anchors.whole_pixels, anchors.scales).double()
     return (cells[:, 2:] - cells[:, :2]).tolist()
 
 
@@ -150,7 +150,7 @@ def _best_iou(
     sizes: Int[np.ndarray, "M 2"],
     level: int,
     anchor: list[float],
-    floor_stride: bool,
+    anchors: Anchors,
 ) -> Float[np.ndarray, " M"]:
     """The highest IoU of each box with anchors of one width and height on every cell of a level.
 
@@ -161,9 +161,10 @@ def _best_iou(
         low, high = boxes[:, axis], boxes[:, axis + 2]
         padded = -(-sizes[:, 1 - axis] // MULTIPLE) * MULTIPLE
         cells = -(-padded // 2**level)
-        stride = padded // cells if floor_stride else 2**level
+        stride = padded // cells if anchors.floor_stride else 2**level
         centre = (low + high) / 2
-        distance = np.abs(centre - np.clip(np.rint(centre / stride), 0, cells - 1) * stride)
+        nearest = np.clip(np.rint(centre / stride - anchors.offset), 0, cells - 1) + anchors.offset
+        distance = np.abs(centre - nearest * stride)
         overlap *= np.clip((high - low + side) / 2 - distance, 0, np.minimum(high - low, side))
     area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     return overlap / np.maximum(area + anchor[0] * anchor[1] - overlap, 1e-9)

@@ -14,14 +14,14 @@ from fpn.data import Split, loader, resize_transform
 from fpn.errors import OptionError
 from fpn.evaluation.metrics import Metrics, Results, score
 from fpn.hardware import pick_device, pick_workers
-from fpn.model.faster_rcnn import FasterRCNN
+from fpn.model.detector import Detector
 from fpn.structures import Batch, Detections
 
 NOTHING = (np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))  # image, box, score, label
 
 
 def evaluate(
-    detector: FasterRCNN,
+    detector: Detector,
     split: Split,
     *,
     batch: int = 4,
@@ -35,7 +35,7 @@ def evaluate(
 
 
 def detect_split(
-    detector: FasterRCNN,
+    detector: Detector,
     split: Split,
     *,
     batch: int = 4,
@@ -67,7 +67,7 @@ def detect_split(
         return collect(found, detector, split)
 
 
-def check_classes(detector: FasterRCNN, split: Split) -> None:
+def check_classes(detector: Detector, split: Split) -> None:
     missing = [name for name in split.classes if name not in detector.classes]
     if missing:
         raise OptionError(
@@ -76,7 +76,7 @@ def check_classes(detector: FasterRCNN, split: Split) -> None:
         )
 
 
-def detect_original(detector: FasterRCNN, batch: Batch) -> Detections:
+def detect_original(detector: Detector, batch: Batch) -> Detections:
     """`detector.detect`, with the boxes in pixels of the images as they were before resizing."""
     found = detector.detect(batch)
     sizes = batch.original_sizes.to(found.boxes.dtype)
@@ -84,7 +84,7 @@ def detect_original(detector: FasterRCNN, batch: Batch) -> Detections:
     return replace(found, boxes=torch.minimum(found.boxes * scale, sizes[:, None, [1, 0, 1, 0]]))
 
 
-def collect(found: Iterable[tuple[Tensor, Detections]], detector: FasterRCNN, split: Split) -> Results:
+def collect(found: Iterable[tuple[Tensor, Detections]], detector: Detector, split: Split) -> Results:
     """The detections of many batches, each with the positions (B,) of its images, on the CPU, in flat arrays.
 
     Classes that the split does not have are left out.

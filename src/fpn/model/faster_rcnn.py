@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from fpn import boxes as box
 from fpn.errors import OptionError
 from fpn.model.anchors import Anchors
+from fpn.model.detector import Detector, chance_of
 from fpn.model.losses import box_loss, classification_loss, number_of, objectness_loss
 from fpn.model.matching import IGNORED, match
 from fpn.model.postprocess import detections_of
@@ -19,11 +21,23 @@ from fpn.model.rpn import OFFSET_WEIGHTS, Proposals, RpnOutput, propose
 from fpn.model.sampling import BOX_HEAD, RPN, Sampled, sample
 from fpn.structures import Batch, Detections, Targets
 
-if TYPE_CHECKING:
-    from fpn.build import Spec
+
+@dataclass(frozen=True)
+class Examples:
+    """S regions an image for the second stage to learn from.
+
+    labels: K is background. truth, index: the box that a positive stands for and its row in the targets; of the others
+    any box, and BACKGROUND or IGNORED. chosen: which are positive, and which only padding.
+    """
+
+    boxes: Float[Tensor, "B S 4"]
+    labels: Int64[Tensor, "B S"]
+    truth: Float[Tensor, "B S 4"]
+    index: Int64[Tensor, "B S"]
+    chosen: Sampled
 
 
-class FasterRCNN(nn.Module):
+class FasterRCNN(Detector):
     """Two stages on one pyramid. The parts hold the weights; the numbers are the settings of each step.
 
     rpn_* and box_*: IoU from which an example is positive, below which background; examples an image and the fraction
@@ -32,10 +46,8 @@ class FasterRCNN(nn.Module):
     regions pooled from P4 (Eq. 1). max_detections: boxes an image, of all classes.
     """
 
-    spec: Spec  # set by `fpn.build`
-    mean: Tensor
-    std: Tensor
-    loss_names = ("rpn_class", "rpn_box", "class", "box")
+    anchors: Anchors
+    loss_weights = {"rpn_class": 1.0, "rpn_box": 1.0, "class": 1.0, "box": 1.0}
 
     def __init__(
         self,
@@ -46,8 +58,6 @@ class FasterRCNN(nn.Module):
         box_head: nn.Module,
         classes: tuple[str, ...],
         *,
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
         rpn_positive: float = 0.7,
         rpn_negative: float = 0.3,
         rpn_examples: int = 256,
@@ -68,14 +78,14 @@ class FasterRCNN(nn.Module):
         box_nms: float = 0.5,
         score: float = 0.05,
         max_detections: int = 100,
+        **pixels: Any,
     ):
-        super().__init__()
+        super().__init__(backbone, pyramid, classes, **pixels)
         if pooling not in POOLINGS:
             raise OptionError(f"pooling {pooling!r}: it must be {', '.join(POOLINGS)}")
-        self.backbone, self.pyramid, self.anchors, self.rpn, self.box_head = backbone, pyramid, anchors, rpn, box_head
-        self.classes = tuple(classes)
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
+        self.anchors, self.rpn, self.box_head = anchors, rpn, box_head
+        # Levels that the pyramid adds above the backbone's own serve the RPN only.
+        self.pooled_levels = tuple(level for level in self.levels if level in backbone.channels)  # pyright: ignore
         self.rpn_positive, self.rpn_negative = rpn_positive, rpn_negative
         self.rpn_examples, self.rpn_positive_fraction = rpn_examples, rpn_positive_fraction
         self.rpn_nms, self.rpn_beta = rpn_nms, rpn_beta
@@ -92,16 +102,20 @@ class FasterRCNN(nn.Module):
 
     def detect(self, batch: Batch) -> Detections:
         """Detections in the pixels of the batch's (resized) images."""
-        pyramid = self.pyramid(self.backbone(self.normalise(batch.images, batch.sizes)))
+        pyramid = self.features(batch)
         anchors = self.anchors(pyramid, batch.images.shape[-2:])
         proposals = self.propose(self.rpn(pyramid), anchors, batch.sizes, training=False)
+        return self.detect_in(pyramid, proposals, batch.sizes)
+
+    def detect_in(self, pyramid: dict[int, Tensor], proposals: Proposals, sizes: Int64[Tensor, "B 2"]) -> Detections:
+        """The second stage: what the proposals are, and where exactly."""
         levels, logits, offsets = self.classify(pyramid, proposals.boxes, proposals.valid)
         return detections_of(
             logits,
             offsets,
             proposals,
             levels,
-            batch.sizes,
+            sizes,
             self.box_weights,
             self.score,
             self.box_nms,
@@ -109,34 +123,22 @@ class FasterRCNN(nn.Module):
             self.classes,
         )
 
-    forward = detect  # what torch.export and hooks call
-
     def losses(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        """The four unweighted loss terms: rpn_class, rpn_box, class, box.
+        """The unweighted loss terms: rpn_class, rpn_box, and those of the regions: class, box.
 
         Which examples they are taken from follows from `batch.keys`; without keys, from torch's global generator. In
         a group of processes that train together all of them must call this, see `fpn.model.losses.number_of`.
         """
         assert batch.targets is not None, "losses need a batch with targets"
-        pyramid = self.pyramid(self.backbone(self.normalise(batch.images, batch.sizes)))
+        pyramid = self.features(batch)
         anchors = self.anchors(pyramid, batch.images.shape[-2:])
         rpn_out = self.rpn(pyramid)
         proposals = self.propose(rpn_out, anchors, batch.sizes, training=True)
-        keys = batch.keys
-        if keys is None:
-            keys = torch.randint(2**62, batch.indices.shape, device=batch.indices.device)
+        keys = chance_of(batch)
         return {
             **self.rpn_losses(rpn_out, anchors, batch.targets, keys),
-            **self.box_losses(pyramid, proposals, batch.targets, keys),
+            **self.region_losses(pyramid, proposals, batch.targets, keys),
         }
-
-    def normalise(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int64[Tensor, "B 2"]) -> Float[Tensor, "B 3 H W"]:
-        """Pixels with the mean and deviation of the backbone's training data; exactly 0 in the padding."""
-        pixels = (images - self.mean) / self.std
-        row = torch.arange(images.shape[2], device=images.device)[:, None]
-        column = torch.arange(images.shape[3], device=images.device)
-        inside = (row < sizes[:, 0, None, None]) & (column < sizes[:, 1, None, None])
-        return pixels * inside[:, None]
 
     def propose(
         self, rpn_out: RpnOutput, anchors: dict[int, Tensor], sizes: Int64[Tensor, "B 2"], training: bool
@@ -148,18 +150,18 @@ class FasterRCNN(nn.Module):
         self, pyramid: dict[int, Tensor], boxes: Float[Tensor, "B R 4"], valid: Tensor
     ) -> tuple[Int64[Tensor, "B R"], Float[Tensor, "B R K1"], Float[Tensor, "B R K 4"]]:
         """The level that each region is pooled from, its class logits and its box offsets for every class."""
-        *own, _ = pyramid  # the highest level serves the RPN only
-        levels = assign_levels(boxes, own[0], own[-1], canonical=self.canonical)
-        regions = pool_regions(
-            {k: pyramid[k] for k in own},
-            boxes,
-            levels.masked_fill(~valid, -1),
-            self.pooled_size,
-            self.sampling_ratio,
-            self.pooling,
-        )
+        levels, regions = self.pool(pyramid, boxes, valid, self.pooled_size)
         logits, offsets = self.box_head(regions)
         return levels, logits.unflatten(0, boxes.shape[:2]), offsets.unflatten(0, boxes.shape[:2])
+
+    def pool(
+        self, pyramid: dict[int, Tensor], boxes: Float[Tensor, "B R 4"], valid: Tensor, size: int
+    ) -> tuple[Int64[Tensor, "B R"], Float[Tensor, "BR d s s"]]:
+        """The level that each region is pooled from (Eq. 1), and its features; zeros where it is not valid."""
+        maps = {level: pyramid[level] for level in self.pooled_levels}
+        levels = assign_levels(boxes, self.pooled_levels[0], self.pooled_levels[-1], canonical=self.canonical)
+        chosen = levels.masked_fill(~valid, -1)
+        return levels, pool_regions(maps, boxes, chosen, size, self.sampling_ratio, self.pooling)
 
     def rpn_losses(
         self, rpn_out: RpnOutput, anchors: dict[int, Tensor], targets: Targets, keys: Int64[Tensor, " B"]
@@ -179,23 +181,27 @@ class FasterRCNN(nn.Module):
             "rpn_box": box_loss(chosen.take(offsets), wanted, chosen.positive, self.rpn_beta, count),
         }
 
-    def box_losses(
+    def region_losses(
         self, pyramid: dict[int, Tensor], proposals: Proposals, targets: Targets, keys: Int64[Tensor, " B"]
     ) -> dict[str, Tensor]:
-        regions, labels, wanted, chosen = self.examples(proposals, targets, keys)
-        _, logits, offsets = self.classify(pyramid, regions, chosen.valid)
-        kind = labels.clamp(max=len(self.classes) - 1)[..., None, None].expand(-1, -1, 1, 4)
+        """The loss terms of the second stage."""
+        return self.box_losses(pyramid, self.examples(proposals, targets, keys))
+
+    def box_losses(self, pyramid: dict[int, Tensor], examples: Examples) -> dict[str, Tensor]:
+        chosen = examples.chosen
+        _, logits, offsets = self.classify(pyramid, examples.boxes, chosen.valid)
+        kind = examples.labels.clamp(max=len(self.classes) - 1)[..., None, None].expand(-1, -1, 1, 4)
+        own = offsets.gather(2, kind)[:, :, 0]
+        wanted = box.encode(examples.truth, examples.boxes, self.box_weights)
         count = number_of(chosen.valid)
         return {
-            "class": classification_loss(logits, labels, chosen.valid, count),
-            "box": box_loss(offsets.gather(2, kind)[:, :, 0], wanted, chosen.positive, self.box_beta, count),
+            "class": classification_loss(logits, examples.labels, chosen.valid, count),
+            "box": box_loss(own, wanted, chosen.positive, self.box_beta, count),
         }
 
     @torch.no_grad()
-    def examples(
-        self, proposals: Proposals, targets: Targets, keys: Int64[Tensor, " B"]
-    ) -> tuple[Tensor, Tensor, Tensor, Sampled]:
-        """Regions (B, S, 4) for the box head with their labels (B, S; K is background) and wanted offsets (B, S, 4).
+    def examples(self, proposals: Proposals, targets: Targets, keys: Int64[Tensor, " B"]) -> Examples:
+        """What the second stage learns from.
 
         The ground truth itself stands among the proposals, so that there are positives from the first step.
         """
@@ -204,10 +210,9 @@ class FasterRCNN(nn.Module):
         matched = match(targets.boxes, targets.valid, candidates, self.box_positive, self.box_positive, keep_best=False)
         matched = torch.where(real, matched, IGNORED)
         chosen = sample(matched, self.box_examples, self.box_positive_fraction, keys, BOX_HEAD)
-        regions, index = chosen.take(candidates), chosen.take(matched)
+        index = chosen.take(matched)
         labels = torch.where(chosen.positive, targets.labels.gather(1, index.clamp(min=0)), len(self.classes))
-        wanted = box.encode(truth_of(targets.boxes, index), regions, self.box_weights)
-        return regions, labels, wanted, chosen
+        return Examples(chosen.take(candidates), labels, truth_of(targets.boxes, index), index, chosen)
 
 
 def truth_of(boxes: Float[Tensor, "B N 4"], index: Int64[Tensor, "B S"]) -> Float[Tensor, "B S 4"]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fpn.errors import OptionError
 
 NORMS = ("none", "batch", "group")
+EXTRAS = ("pool", "p5", "c5")
 
 
 def upsample_to(top: Float[Tensor, "B d _h _w"], like: Float[Tensor, "B _c h w"]) -> Float[Tensor, "B d h w"]:
@@ -47,32 +48,81 @@ def convolution(inputs: int, outputs: int, kernel: int, norm: str) -> nn.Module:
     raise OptionError(f"pyramid norm {norm!r}: it must be {', '.join(NORMS)}")
 
 
+class Extra(nn.Module):
+    """The levels above the backbone's highest, each half the size of the one below.
+
+    method: "pool" takes every second place of the level below (FPN paper, footnote 1; no weights); "p5" makes
+    them by 3x3 convolutions of stride 2, the first from the highest pyramid level, "c5" the first from the highest
+    backbone level (RetinaNet, section 4), with a ReLU before each but the first.
+    """
+
+    def __init__(self, method: str, count: int, c5: int, width: int):
+        super().__init__()
+        if method not in EXTRAS:
+            raise OptionError(f"extra levels {method!r}: it must be {', '.join(EXTRAS)}")
+        self.method, self.count = method, count
+        inputs = [c5 if method == "c5" else width, *[width] * (count - 1)][:count]
+        self.convs = nn.ModuleList(nn.Conv2d(n, width, 3, 2, 1) for n in inputs if method != "pool")
+        for name, parameter in self.named_parameters():
+            nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.kaiming_uniform_(parameter, a=1)
+
+    def forward(self, p5: Float[Tensor, "B d _ _"], c5: Float[Tensor, "B _c _ _"]) -> list[Float[Tensor, "B d _ _"]]:
+        """P6, P7 ... from P5 and C5."""
+        levels, x = [], c5 if self.method == "c5" else p5
+        for n in range(self.count):
+            x = every_second(x) if self.method == "pool" else self.convs[n](F.relu(x) if n else x)
+            levels.append(x)
+        return levels
+
+
 class FPN(nn.Module):
     """The Feature Pyramid Network.
 
     channels: those of each backbone level, {2: .., 3: .., 4: .., 5: ..}.
     width: d, the channels of every pyramid level (256 in the paper).
+    levels: the lowest and the highest level it gives; the backbone need not have the highest, see `Extra`.
+    extra: how levels above the backbone's are made.
     norm: "none" (the paper), "batch" or "group" after each convolution.
     fuse: "sum" (the paper) or "average" of lateral and upsampled map.
     """
 
-    def __init__(self, channels: Mapping[int, int], width: int = 256, norm: str = "none", fuse: str = "sum"):
+    def __init__(
+        self,
+        channels: Mapping[int, int],
+        width: int = 256,
+        levels: tuple[int, int] = (2, 6),
+        extra: str = "pool",
+        norm: str = "none",
+        fuse: str = "sum",
+    ):
         super().__init__()
         if fuse not in ("sum", "average"):
             raise OptionError(f"pyramid fuse {fuse!r}: it must be sum or average")
-        self.width = width
+        self.width, self.levels = width, tuple(range(levels[0], levels[1] + 1))
+        self.own = own_levels(channels, self.levels)
         self.scale = 1.0 if fuse == "sum" else 0.5
-        self.lateral = nn.ModuleDict({str(k): convolution(c, width, 1, norm) for k, c in channels.items()})
-        self.output = nn.ModuleDict({str(k): convolution(width, width, 3, norm) for k in channels})
-        self.levels = tuple(sorted(channels))
+        self.lateral = nn.ModuleDict({str(k): convolution(channels[k], width, 1, norm) for k in self.own})
+        self.output = nn.ModuleDict({str(k): convolution(width, width, 3, norm) for k in self.own})
+        self.extra = Extra(extra, len(self.levels) - len(self.own), channels[self.own[-1]], width)
 
     def forward(self, c: Mapping[int, Float[Tensor, "B _ _ _"]]) -> dict[int, Float[Tensor, "B d _ _"]]:
-        """{2: C2 .. 5: C5} -> {2: P2 .. 6: P6}; P6 is P5 at every second place (for the RPN only)."""
-        *lower, highest = self.levels
+        """{2: C2 .. 5: C5} -> {2: P2 .. 6: P6}."""
+        *lower, highest = self.own
         top = self.lateral[str(highest)](c[highest])
         p = {highest: self.output[str(highest)](top)}
         for level in reversed(lower):
             top = (self.lateral[str(level)](c[level]) + upsample_to(top, c[level])) * self.scale
             p[level] = self.output[str(level)](top)
-        p[highest + 1] = every_second(p[highest])
-        return {level: p[level] for level in sorted(p)}
+        p |= dict(enumerate(self.extra(p[highest], c[highest]), highest + 1))
+        return {level: p[level] for level in self.levels}
+
+
+def own_levels(channels: Mapping[int, int], levels: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of a pyramid's levels that the backbone has; all the others lie above them. Raises OptionError if not."""
+    own = tuple(level for level in levels if level in channels)
+    if not own or own != levels[: len(own)] or len(own) < len(levels) and own[-1] != max(channels):
+        raise OptionError(
+            f"a pyramid of levels {', '.join(map(str, levels))} cannot stand on a backbone with levels "
+            f"{', '.join(map(str, channels))}: its lowest must be one of these, and none between may be missing"
+        )
+    return own

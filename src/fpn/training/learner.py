@@ -19,7 +19,7 @@ from fpn.data.mixing import Mixing
 from fpn.errors import TrainingError
 from fpn.evaluation.evaluate import collect, detect_original, merge
 from fpn.evaluation.metrics import Metrics, score
-from fpn.model.faster_rcnn import FasterRCNN
+from fpn.model.detector import Detector
 from fpn.structures import Batch, Detections
 from fpn.training.meters import Meters
 from fpn.training.schedule import factor
@@ -35,7 +35,7 @@ class Learner(pl.LightningModule):
     same on all processes.
     """
 
-    def __init__(self, detector: FasterRCNN, settings: Settings, train: Split, val: Split | None, out: Path):
+    def __init__(self, detector: Detector, settings: Settings, train: Split, val: Split | None, out: Path):
         super().__init__()
         self.detector, self.settings, self.train_split, self.val_split = detector, settings, train, val
         self.out = out
@@ -63,7 +63,7 @@ class Learner(pl.LightningModule):
     def training_step(self, batch: Batch, _: int) -> Tensor:
         before = [buffer.clone() for buffer in self.statistics]
         losses = self.detector.losses(batch)
-        loss = torch.stack(list(losses.values())).sum()
+        loss = torch.stack([self.detector.loss_weights[name] * value for name, value in losses.items()]).sum()
         self.batch, self.values = batch, {"loss": loss.detach(), **{n: v.detach() for n, v in losses.items()}}
         if self.agree(~torch.isfinite(loss)):
             for buffer, value in zip(self.statistics, before, strict=True):

@@ -11,7 +11,7 @@ import torch
 from fpn.data import Split
 from fpn.data.fit import most_boxes, resized_sizes
 from fpn.errors import OptionError
-from fpn.model.faster_rcnn import FasterRCNN
+from fpn.model.detector import Detector
 from fpn.structures import Batch, Targets
 
 LARGEST = {"cpu": 16, "cuda": 256, "mps": 32}  # beyond, more images a step bring no more images a second
@@ -19,7 +19,7 @@ SHARE = 0.8  # of the memory that is free may be used: real batches vary, and me
 
 
 def largest_batch(
-    detector: FasterRCNN, split: Split, scales: tuple[int, ...], device: torch.device, bf16: bool, mixed: int = 1
+    detector: Detector, split: Split, scales: tuple[int, ...], device: torch.device, bf16: bool, mixed: int = 1
 ) -> int:
     """Images a step for which a training step fits into memory; a power of two.
 
@@ -70,7 +70,7 @@ def made_up_batch(count: int, size: tuple[int, int], objects: int) -> Batch:
     return Batch(images, sizes, sizes, torch.zeros(count, dtype=torch.int64), targets)
 
 
-def step(model: FasterRCNN, batch: Batch, device: torch.device, bf16: bool) -> None:
+def step(model: Detector, batch: Batch, device: torch.device, bf16: bool) -> None:
     """What a training step does as far as memory goes."""
     with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
         losses = model.losses(batch.to(device))

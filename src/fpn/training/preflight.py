@@ -17,6 +17,7 @@ from fpn.data.fit import DETECTIONS, PROPOSALS, caps, measure, most_boxes, perce
 from fpn.data.images import image_size
 from fpn.errors import DataError, ImageError
 from fpn.evaluation.metrics import Metrics, Results, score
+from fpn.model.detector import Detector
 from fpn.model.faster_rcnn import FasterRCNN
 from fpn.training.settings import Settings
 from fpn.words import some_of
@@ -37,7 +38,7 @@ class Finding:
     text: str
 
 
-def preflight(detector: FasterRCNN, train: Split, val: Split | None, settings: Settings) -> list[Finding]:
+def preflight(detector: Detector, train: Split, val: Split | None, settings: Settings) -> list[Finding]:
     """What can be known about a run in seconds, before it takes hours.
 
     The limits that a data set needs (see `caps`) are part of a detector, so they are only compared here.
@@ -131,7 +132,7 @@ def _overlap(train: Split, val: Split | None) -> list[Finding]:
     ]
 
 
-def _truth(detector: FasterRCNN, val: Split | None) -> list[Finding]:
+def _truth(detector: Detector, val: Split | None) -> list[Finding]:
     """Scored as if it were a prediction the ground truth is perfect, within the detector's limit of detections."""
     if val is None:
         return [Finding(False, "no split 'val': nothing is measured, and the last epoch counts as the best")]
@@ -180,17 +181,22 @@ def _sample(split: Split) -> Split:
     return split.select(order[:enough], split.name)
 
 
-def _limits(detector: FasterRCNN, train: Split, val: Split | None) -> Finding:
+def _limits(detector: Detector, train: Split, val: Split | None) -> Finding:
     """The densest image does not have more objects than the detector can find."""
     splits = {split.name: split for split in (train, val) if split is not None}
     most, file = most_boxes(splits.values())
-    detections, proposals = detector.max_detections, detector.proposals[1]
-    limits = f"limits of {detections:,} detections and {proposals:,} proposals an image"
-    if most <= min(detections, proposals, detector.proposals_per_level[1]):
+    detections = detector.max_detections
+    limits, lowest = f"a limit of {detections:,} detections an image", detections
+    if isinstance(detector, FasterRCNN):
+        proposals = detector.proposals[1]
+        limits = f"limits of {detections:,} detections and {proposals:,} proposals an image"
+        lowest = min(detections, proposals, detector.proposals_per_level[1])
+    if most <= lowest:
         counted = f"; AP counts up to {detections:,}, where COCO's counts 100" if detections > DETECTIONS else ""
         return Finding(True, f"{limits}, the densest has {most:,} objects{counted}")
     wanted = {"max_detections": DETECTIONS, "proposals": PROPOSALS, "proposals_per_level": PROPOSALS, **caps(splits)}
-    needed = ", ".join(f"{name}={value}" for name, value in wanted.items() if _lower(getattr(detector, name), value))
+    had = {name: getattr(detector, name) for name in wanted if hasattr(detector, name)}
+    needed = ", ".join(f"{name}={wanted[name]}" for name, limit in had.items() if _lower(limit, wanted[name]))
     return Finding(False, f"{limits}, but {file} has {most:,} objects: use fpn.build(..., {needed})")
 
 
@@ -199,11 +205,13 @@ def _lower(limit: Any, needed: Any) -> bool:
     return limit < needed if isinstance(limit, int) else limit[1] < needed[1]
 
 
-def _anchors(detector: FasterRCNN, train: Split) -> Finding:
+def _anchors(detector: Detector, train: Split) -> Finding:
     """The anchors overlap most boxes well enough to learn from."""
-    fit = measure([train], *detector.spec.sides, detector.anchors)
-    if not len(fit.boxes):
+    if not _boxes(train):
         return Finding(False, f"{train.name} has no box to learn from")
+    if detector.anchors is None:
+        return Finding(True, f"{detector.spec.model} has no anchors that could miss boxes")
+    fit = measure([train], *detector.spec.sides, detector.anchors)
     good, well = fit.recall(0.5), fit.recall(0.7)
     if good >= POOR_RECALL:
         return Finding(True, f"anchors fit {percent(good)} of the boxes at IoU 0.5, {percent(well)} at 0.7")
@@ -215,7 +223,7 @@ def _anchors(detector: FasterRCNN, train: Split) -> Finding:
 
 
 def print_preflight(
-    findings: list[Finding], detector: FasterRCNN, train: Split, val: Split | None, settings: Settings
+    findings: list[Finding], detector: Detector, train: Split, val: Split | None, settings: Settings
 ) -> None:
     """One screen: what is trained on what, for how long, and what `preflight` found."""
     console = Console(highlight=False)
@@ -231,21 +239,22 @@ def print_preflight(
     console.print()
 
 
-def _facts(detector: FasterRCNN, train: Split, val: Split | None, settings: Settings) -> dict[str, str]:
+def _facts(detector: Detector, train: Split, val: Split | None, settings: Settings) -> dict[str, str]:
     spec, world = detector.spec, settings.devices * settings.nodes
     batches = len(GroupedBatches(train, settings.batch, shuffle=True, seed=settings.seed, world=world))
     steps = math.ceil(batches / settings.accumulate)
     images = settings.batch * settings.accumulate * world
     weights = [(p.numel(), p.requires_grad) for p in detector.parameters()]
     learnt, total = sum(n for n, learns in weights if learns), sum(n for n, _ in weights)
-    sides = "/".join(map(str, settings.scales))
+    sides, anchors = "/".join(map(str, settings.scales)), ""
+    if detector.anchors is not None:
+        anchors = f"; anchors {' '.join(f'{size:g}' for size in detector.anchors.sizes.values())}"
     measured = "" if val is None else f"; measured on {len(val):,} images, {_boxes(val):,} boxes"
     machines = f"{world} x {settings.device}" if world > 1 else settings.device
     return {
         "data": f"{len(train):,} images, {_boxes(train):,} boxes, {len(train.classes):,} classes{measured}",
         "model": f"{spec.model}, {spec.backbone}, {total / 1e6:.1f} M weights of which {learnt / 1e6:.1f} M learn",
-        "input": f"shorter side {sides}, at most {spec.sides[1]} pixels; "
-        f"anchors {' '.join(f'{size:g}' for size in detector.anchors.sizes.values())}",
+        "input": f"shorter side {sides}, at most {spec.sides[1]} pixels" + anchors,
         "plan": f"{settings.epochs} epochs of {steps:,} steps of {images} images, {steps * settings.epochs:,} steps in "
         f"all; learning rate {settings.lr:.3g}, {settings.schedule}; augmentation {settings.augment}; {machines}, "
         f"{'bfloat16' if settings.precision == 'bf16' else 'float32'}",

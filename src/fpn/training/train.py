@@ -16,7 +16,7 @@ import yaml
 from fpn.data import Data, Split
 from fpn.errors import CheckpointError, DataError, FpnError, OptionError, TrainingError
 from fpn.hardware import is_main_process
-from fpn.model.faster_rcnn import FasterRCNN
+from fpn.model.detector import Detector
 from fpn.training.memory import largest_batch
 from fpn.training.preflight import preflight, print_preflight
 from fpn.training.settings import Options, Settings, resolve
@@ -38,7 +38,7 @@ class Run:
 
 
 def train(
-    detector: FasterRCNN,
+    detector: Detector,
     data: Data | Mapping[str, Split],
     *,
     out: str | Path,
@@ -114,7 +114,7 @@ def kept(given: Mapping[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def automatic_batch(detector: FasterRCNN, split: Split, options: Options) -> int:
+def automatic_batch(detector: Detector, split: Split, options: Options) -> int:
     if options.devices * options.nodes > 1:
         raise OptionError("--batch auto works on one device; find the size there, then give it as a number")
     settings = resolve(replace(options, batch=1), split, detector.spec.short)
@@ -122,7 +122,7 @@ def automatic_batch(detector: FasterRCNN, split: Split, options: Options) -> int
     return largest_batch(detector, split, settings.scales, device, bf16, mixed)
 
 
-def check(detector: FasterRCNN, split: Split, val: Split | None) -> None:
+def check(detector: Detector, split: Split, val: Split | None) -> None:
     if tuple(split.classes) != tuple(detector.classes):
         raise OptionError(
             f"the detector's classes ({', '.join(detector.classes)}) are not the data's ({', '.join(split.classes)}): "
@@ -150,7 +150,7 @@ def resume_state(out: Path, resume: bool) -> Path | None:
 
 
 def fit(
-    detector: FasterRCNN,
+    detector: Detector,
     split: Split,
     val: Split | None,
     out: Path,

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from fpn.build import Spec, from_spec
 from fpn.errors import CheckpointError, FpnError
-from fpn.model.faster_rcnn import FasterRCNN
+from fpn.model.detector import Detector
 from fpn.writing import replacing
 
 KEY = "fpn"  # the metadata entry that marks a file as ours
 FORMAT = 1
 
 
-def save(detector: FasterRCNN, path: str | Path, about: Mapping[str, Any] | None = None) -> Path:
+def save(detector: Detector, path: str | Path, about: Mapping[str, Any] | None = None) -> Path:
     """Write weights and spec to `path`; the file is there whole or not at all. `about` is kept as metadata (JSON)."""
     return save_state(detector.state_dict(), detector.spec, path, about)
 
@@ -45,7 +45,7 @@ def save_state(
     return path
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> FasterRCNN:
+def load(path: str | Path, device: str | torch.device = "cpu") -> Detector:
     """The detector in a checkpoint, ready to detect: it knows its classes, sizes and normalisation.
 
     Raises CheckpointError, naming what is wrong, for a file that is not one or whose tensors do not fit.
@@ -84,7 +84,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return content, state
 
 
-def fill(detector: FasterRCNN, state: Mapping[str, Tensor], path: str | Path) -> None:
+def fill(detector: Detector, state: Mapping[str, Tensor], path: str | Path) -> None:
     """Load a state dict that must fit exactly; all that does not is listed in one error."""
     wanted = detector.state_dict()
     faults = [f"{key} is missing" for key in wanted.keys() - state.keys()]

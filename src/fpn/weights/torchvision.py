@@ -11,7 +11,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from fpn.build import Spec, from_spec
 from fpn.errors import CheckpointError
-from fpn.model.faster_rcnn import FasterRCNN
+from fpn.model.detector import Detector
 from fpn.weights.checkpoint import fill
 from fpn.weights.files import read_tensors
 
@@ -47,7 +47,7 @@ def from_torchvision(
     classes: Sequence[str] | None = None,
     norm_eps: float | None = None,
     backbone: str = "resnet50",
-) -> FasterRCNN:
+) -> Detector:
     """A detector with the weights and the arithmetic of torchvision's `fasterrcnn_resnet50_fpn`.
 
     source: its state dict, the model itself, or a file with the state dict.
