@@ -103,8 +103,8 @@ def test_objects_of_every_class_and_size() -> None:
     labels, sides = [], []
     for index in range(40):
         _, objects = generated.render((320, 320), textures, np.random.default_rng((0, index)))
-        labels += [label for label, _ in objects]
-        sides += [float(np.sqrt((x2 - x1) * (y2 - y1))) for _, (x1, y1, x2, y2) in objects]
+        labels += [label for label, _, _ in objects]
+        sides += [float(np.sqrt((x2 - x1) * (y2 - y1))) for _, (x1, y1, x2, y2), _ in objects]
     share = np.histogram(sides, [0, 32, 96, 320])[0] / len(sides)
     assert (share > (0.25, 0.25, 0.1)).all(), f"small, medium, large: {share}"
     assert np.mean(np.array(sides) < 10) < 0.08

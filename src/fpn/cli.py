@@ -22,6 +22,7 @@ from cyclopts.config import Dict
 from fpn.data.command import data_app
 from fpn.errors import FpnError, OptionError
 from fpn.training.settings import Options
+from fpn.words import counted
 from fpn.writing import replacing, write_json
 
 app = App(
@@ -124,6 +125,9 @@ def read_options(file: Path) -> dict[str, Any]:
 OF_SPEC = {"anchors": "anchor_sizes", "ratios": "anchor_ratios"}  # options whose name in `fpn.build.Spec` is longer
 
 
+Model = Literal["faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn", "retinanet", "fcos", "atss"]
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """What the detector is made of; what is left out fits the data and the machine.
@@ -131,39 +135,57 @@ class BuildOptions:
     Parameters
     ----------
     model
-        The kind of detector.
+        The kind of detector; faster_rcnn when left out.
     backbone
-        Such as resnet50, resnet18, mobilenet_v2, vgg16; resnet50 on a GPU and resnet18 on a CPU when left out.
+        Such as resnet50, resnet18, mobilenet_v2, vgg16, or timm:NAME; resnet50 on a GPU and resnet18 on a CPU when left
+        out.
     weights
-        The backbone's: imagenet, none, or a file with the state dict of torchvision's model. When left out imagenet, or
-        none if they cannot be downloaded.
+        The backbone's: imagenet, none, or a file with its state dict. Or those of a whole detector to go on from: a
+        .safetensors file of fpn, or torchvision://NAME. When left out imagenet, or none if they cannot be downloaded.
     preset
         modern (when left out), or paper for the settings of Lin et al. 2017.
     short
         Pixels of the shorter side of the resized images; 800 on a GPU and 384 on a CPU when left out.
     long
         Most pixels of the longer side; 1333 for a short side of 800, in proportion for others, when left out.
+    square
+        Pad images to squares.
     freeze
         Stages of the backbone that do not learn, 0 to 5; 2 with weights, else 0, when left out.
+    neck
+        How the pyramid is made; fpn when left out. simple is for plain ViTs.
+    levels
+        The lowest and the highest level of the pyramid, such as 2 6; those of the model when left out.
+    extra
+        How levels above the backbone's are made: pool, max, or convolutions from p5 or c5; as the model does when left
+        out.
+    repeats
+        Layers of a neck that repeats itself.
     width
         Channels of the pyramid; 256 when left out.
     norm
-        Norm in the pyramid; none when left out.
+        Norm in the pyramid; as the neck has it when left out.
     fuse
         How the pyramid merges lateral and top-down maps; sum when left out.
     anchors
-        Sides of the square anchors on P2 to P6, in pixels of the resized image; 32 64 128 256 512 when left out.
+        Sides of the square anchors, one a level, in pixels of the resized image; 32 64 128 256 512 on P2 to P6 when
+        left out.
     ratios
         Heights over widths of the anchors; 0.5 1 2 when left out.
     """
 
-    model: Literal["faster_rcnn"] = "faster_rcnn"
+    model: Model | None = None
     backbone: str | None = None
     weights: str | None = None
     preset: Literal["modern", "paper"] | None = None
     short: int | None = None
     long: int | None = None
+    square: bool | None = None
     freeze: int | None = None
+    neck: Literal["fpn", "pafpn", "bifpn", "nas_fpn", "simple"] | None = None
+    levels: tuple[int, int] | None = None
+    extra: Literal["pool", "max", "p5", "c5"] | None = None
+    repeats: int | None = None
     width: int | None = None
     norm: Literal["none", "batch", "group"] | None = None
     fuse: Literal["sum", "average"] | None = None
@@ -237,11 +259,16 @@ def first_build(data: Any, parts: BuildOptions, device: str):
     from fpn.data.fit import caps, default_short
     from fpn.errors import CheckpointError
     from fpn.hardware import pick_device
+    from fpn.weights.checkpoint import is_detector
 
     target = pick_device(device)
-    fitting = {"backbone": "resnet18" if target.type == "cpu" else "resnet50", "short": default_short(target)}
     given = {OF_SPEC.get(name, name): value for name, value in asdict(parts).items() if value is not None}
     weights = given.pop("weights", None)
+    if weights is not None and is_detector(weights):
+        tuned = fpn.weights.adapt(fpn.load(weights), data.classes, **{**caps(data), **given})
+        print(f"note: {weights}: {tuned}", file=sys.stderr)
+        return tuned.detector, weights
+    fitting = {"backbone": "resnet18" if target.type == "cpu" else "resnet50", "short": default_short(target)}
     options = {**fitting, **caps(data), **given, "classes": data.classes}
     try:
         return fpn.build(weights=weights or "imagenet", **options), weights or "imagenet"
@@ -415,6 +442,33 @@ def free_name(stem: str, taken: set[str]) -> str:
         name = f"{stem}-{n}.jpg"
     taken.add(name.lower())
     return name
+
+
+@app.command
+def convert(
+    checkpoint: str,
+    /,
+    *,
+    out: Path,
+    classes: list[str] | None = None,
+) -> None:
+    """Turn a detector of torchvision, detectron2 or mmdetection into one of fpn, or one of fpn into torchvision's.
+
+    Parameters
+    ----------
+    checkpoint
+        A .pth or .pkl file of theirs, torchvision://NAME for torchvision's published weights, or a .safetensors of fpn.
+    out
+        The file to write: .safetensors for fpn, .pth for a state dict of torchvision's model.
+    classes
+        Names of the classes, without background, in the checkpoint's order, where it does not hold them.
+    """
+    from fpn.weights.convert import convert_file
+
+    detector, source = convert_file(checkpoint, out, classes)
+    spec = detector.spec
+    print(f"from {source}: {spec.model}, {spec.backbone}, {counted(len(spec.classes), 'class', 'classes')}")
+    print(f"written to {out}")
 
 
 @app.command

@@ -1,4 +1,4 @@
-"""Boxes and labels on pictures of any size, from a thumbnail to a 24-megapixel photograph.
+"""Boxes, masks and labels on pictures of any size, from a thumbnail to a 24-megapixel photograph.
 
 Line and letter sizes follow the picture, colours follow the class index, and labels look for a place inside the picture
 where they cover no other label; in a crowd the labels of the highest scores win and the rest keep their boxes only.
@@ -40,6 +40,7 @@ ALARM: Colour = (235, 20, 40)
 
 SMALLEST_LETTERS, LARGEST_LETTERS = 9, 200  # pixels; text below this cannot be read, so none is written
 CROWD = 0.25  # of the picture may lie under labels
+SHINE = 0.55  # of the picture that is left under a mask
 FULL = 0.15  # a label is left out where even its best place has more than this share under earlier labels
 
 
@@ -49,8 +50,12 @@ def draw(
     labels: Tensor | np.ndarray | Sequence[int],
     scores: Tensor | np.ndarray | Sequence[float] | None = None,
     classes: Sequence[str] = (),
+    masks: Tensor | Sequence[np.ndarray] | None = None,
 ) -> Image.Image:
     """The picture with its D boxes, each labelled "name 0.93" (the name alone without scores), as a new RGB image.
+
+    `masks` are drawn half transparent under the boxes, with a line around them: the (D, m, m) probabilities of
+    `Detections.masks`, or an array (H, W) for each box, not 0 where the object is.
 
     `image` is uint8 (3, H, W) or any Pillow image, `boxes` (D, 4) are (x1, y1, x2, y2) in its pixels, `labels` (D,)
     run from 0 and index `classes`; a label beyond `classes` is written as its number. Boxes are cut at the border;
@@ -58,15 +63,25 @@ def draw(
     """
     rows, numbers = _rows(boxes), [int(label) for label in labels]
     shares = [float(score) for score in scores] if scores is not None else None
+    if masks is not None and len(masks) != len(rows):
+        raise OptionError(f"cannot draw {len(rows)} boxes, {len(masks)} masks; each box needs one mask")
     if len(numbers) != len(rows) or (shares is not None and len(shares) != len(rows)):
         given = f"{len(rows)} boxes, {len(numbers)} labels" + (f", {len(shares)} scores" if shares is not None else "")
         raise OptionError(f"cannot draw {given}; each box needs one label and, where there are scores, one score")
     texts = [classes[n] if 0 <= n < len(classes) else str(n) for n in numbers]
+    order = list(range(len(rows)))
     if shares is not None:
         texts = [f"{text} {share:.2f}" for text, share in zip(texts, shares, strict=True)]
-        order = sorted(range(len(rows)), key=lambda i: -shares[i])
+        order.sort(key=lambda i: -shares[i])
         rows, texts, numbers = rows[order], [texts[i] for i in order], [numbers[i] for i in order]
-    return annotate(image, rows, texts, [colour_of(n) for n in numbers])
+    colours = [colour_of(n) for n in numbers]
+    if masks is not None:
+        picture = to_picture(image)
+        for i in reversed(range(len(rows))):  # one at a time: of a large photograph each has megabytes
+            if np.isfinite(rows[i]).all():
+                shade(picture, *_part(masks[int(order[i])], rows[i], picture.size), colours[i])
+        image = picture
+    return annotate(image, rows, texts, colours)
 
 
 def annotate(
@@ -98,6 +113,33 @@ def annotate(
         if texts[i] and sum(_overlap(plate, plate) for plate in taken) < CROWD * width * height:
             _label(pen, edges[i], texts[i], colours[i], letters, line, (width, height), taken)
     return picture
+
+
+def _part(mask: Tensor | np.ndarray, box: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, int, int]:
+    """Where in the picture of this (width, height) an object is: bool (h, w), with its top and left."""
+    from fpn.model.masks import window
+
+    if isinstance(mask, np.ndarray):
+        return mask != 0, 0, 0
+    part, top, left = window(mask.float().cpu(), torch.from_numpy(box).float(), (size[1], size[0]))
+    return (part >= 0.5).numpy(), top, left
+
+
+def shade(picture: Image.Image, mask: np.ndarray, top: int, left: int, colour: Colour) -> None:
+    """Colours an RGB picture half through where a mask (h, w) is, and fully in a line at its edge."""
+    if not mask.any():
+        return
+    height, width = min(mask.shape[0], picture.height - top), min(mask.shape[1], picture.width - left)
+    inner = mask = mask[:height, :width]
+    line = max(1, round((picture.width * picture.height) ** 0.5 / 500))
+    for _ in range(line):  # what is left when a pixel is taken off on all sides
+        near = np.pad(inner, 1)
+        inner = inner & near[2:, 1:-1] & near[:-2, 1:-1] & near[1:-1, 2:] & near[1:-1, :-2]
+    place = (left, top, left + width, top + height)
+    pixels = np.asarray(picture.crop(place)).astype(np.float32)
+    pixels[inner] = SHINE * pixels[inner] + (1 - SHINE) * np.array(colour, dtype=np.float32)
+    pixels[mask & ~inner] = colour
+    picture.paste(Image.fromarray(pixels.round().astype(np.uint8)), place[:2])
 
 
 def to_picture(image: Tensor | Image.Image) -> Image.Image:

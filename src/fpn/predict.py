@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from fpn.errors import DataError, OptionError
 from fpn.evaluation.evaluate import detect_original
 from fpn.hardware import pick_device
 from fpn.model.detector import Detector
+from fpn.rle import encode_pasted
 from fpn.structures import Detections, Sample
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -54,7 +55,7 @@ def detect_one(detector: Detector, image: Tensor, device: torch.device) -> Detec
     height, width = image.shape[1:]
     resized = resize(image, list(resized_size((height, width), *detector.spec.sides)), antialias=True)
     sample = Sample(resized, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 0, (height, width))
-    batch = collate([sample])
+    batch = collate([sample], square=detector.spec.square_side)
     assert batch is not None
     return detect_original(detector, batch.to(device)).to("cpu")[0]
 
@@ -73,6 +74,14 @@ def as_pixels(picture: Picture) -> Tensor:
     if kind != torch.uint8 or picture.ndim != 3 or shape[0] != 3 or 0 in shape:
         raise DataError(f"a tensor of shape {shape} and type {kind}: it must be (3, H, W) and uint8")
     return picture
+
+
+def segmentations(found: Detections, size: tuple[int, int]) -> list[dict[str, Any]] | None:
+    """The masks of the detections of one image of this (height, width) as COCO's compressed RLE; None without masks."""
+    if found.masks is None:
+        return None
+    counts = encode_pasted(found.masks, found.boxes, size)
+    return [{"size": list(size), "counts": text} for text in counts]
 
 
 def find_pictures(inputs: Iterable[str | Path]) -> list[Path]:

@@ -1,8 +1,8 @@
 """Random changes of one training image and its boxes: scale, crop, flips, colours; and how much of each.
 
-All are transforms as in `transforms.py`: they keep pixels uint8, boxes inside the image and labels beside their boxes.
-An object of which a cut leaves too little is no longer one to be learnt and loses its box; an image that has objects
-keeps at least one. Everything random is drawn from torch's global generator.
+All are transforms as in `transforms.py`: they keep pixels uint8, boxes inside the image and labels and masks beside
+their boxes. An object of which a cut leaves too little is no longer one to be learnt and loses its box; an image that
+has objects keeps at least one. Everything random is drawn from torch's global generator.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from fpn.boxes import area
-from fpn.data.transforms import LONG, SHORT, ResizeSides
+from fpn.data.transforms import LONG, SHORT, ResizeSides, resize_masks
 from fpn.errors import OptionError
 
 MIN_VISIBLE = 0.3  # of its area, for an object that a cut leaves in the picture to keep its box
@@ -31,9 +31,10 @@ FILL = (124, 116, 104)  # the mean of ImageNet, which is 0 once normalised: what
 HUE = 0.1  # turn of the colour circle at full `jitter`, against changes of 1 in brightness and so on
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: how bright red, green and blue look
 
-Target = dict[str, Any]  # "boxes" and "labels"
+Target = dict[str, Any]  # "boxes" and "labels", and "masks" where asked for
 Pair = tuple[tv_tensors.Image, Target]
 Window = tuple[int, int, int, int]  # top, left, height, width
+Masks = UInt8[Tensor, "_ _ _"] | None
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,12 @@ class CropWithObjects(v2.Transform):
             part = (max(1, round(whole[0] * uniform(CROP, 1))), max(1, round(whole[1] * uniform(CROP, 1))))
             top, left = anywhere(part, whole)
             cut, keep = shown(boxes, (top, left, *part), part)
+            keep = with_pixels(target, keep, (top, left, *part))
             as_wide = (part[1] >= part[0]) == (whole[1] >= whole[0])
             if as_wide and (keep.any() or not len(boxes)):
                 pixels = image.as_subclass(Tensor)[:, top : top + part[0], left : left + part[1]]
-                return pair_of(pixels, cut[keep], target["labels"][keep])
+                masks = masks_in(target, keep, (top, left, *part), part)
+                return pair_of(pixels, cut[keep], target["labels"][keep], masks)
         return image, target
 
 
@@ -205,15 +208,17 @@ def place(image: tv_tensors.Image, target: Target, size: tuple[int, int], scale:
     for _ in range(TRIES):
         top, left = anywhere((high, wide), source)
         moved, keep = shown(boxes, (top, left, high, wide), (tall, broad))
+        keep = with_pixels(target, keep, (top, left, high, wide))
         if keep.any() or not len(boxes):
             break
     pixels = F.resized_crop(image.as_subclass(Tensor), top, left, high, wide, [tall, broad], antialias=True)
+    masks = masks_in(target, keep, (top, left, high, wide), (tall, broad))
     y, x = anywhere((tall, broad), size)
     if (tall, broad) != size:
         canvas = blank(size)
         canvas[:, y : y + tall, x : x + broad] = pixels
-        pixels = canvas
-    return pair_of(pixels, moved[keep] + torch.tensor([x, y, x, y]), target["labels"][keep])
+        pixels, masks = canvas, laid(masks, (y, x), size)
+    return pair_of(pixels, moved[keep] + torch.tensor([x, y, x, y]), target["labels"][keep], masks)
 
 
 def along(source: int, size: int, scale: float) -> tuple[int, int]:
@@ -239,6 +244,35 @@ def shown(
     return cut, enough(cut, area(cut), area(moved))
 
 
+def with_pixels(target: Target, keep: Bool[Tensor, " N"], window: Window) -> Bool[Tensor, " N"]:
+    """Of the objects to be kept those of which, where there are masks, a pixel lies in the window."""
+    if "masks" not in target:
+        return keep
+    top, left, height, width = window
+    return keep & plain(target["masks"])[:, top : top + height, left : left + width].any(dim=2).any(dim=1).bool()
+
+
+def masks_in(target: Target, keep: Bool[Tensor, " N"], window: Window, size: tuple[int, int]) -> Masks:
+    """The masks of the objects that are kept, as they are in a window that is resized to `size`."""
+    if "masks" not in target:
+        return None
+    top, left, height, width = window
+    return resize_masks(plain(target["masks"])[keep, top : top + height, left : left + width], size)
+
+
+def laid(masks: Masks, place: tuple[int, int], size: tuple[int, int]) -> Masks:
+    """Masks on an empty canvas of `size`, with their top and left at a place."""
+    if masks is None:
+        return None
+    (y, x), canvas = place, masks.new_zeros(len(masks), *size)
+    canvas[:, y : y + masks.shape[1], x : x + masks.shape[2]] = masks
+    return canvas
+
+
+def masks_of(target: Target) -> Masks:
+    return plain(target["masks"]) if "masks" in target else None
+
+
 def enough(boxes: Float[Tensor, "N 4"], seen: Float[Tensor, " N"], whole: Float[Tensor, " N"]) -> Bool[Tensor, " N"]:
     """Whether objects of the area `whole`, of which `seen` is left inside `boxes`, can still be learnt."""
     return (seen >= MIN_VISIBLE * whole) & ((boxes[:, 2:] - boxes[:, :2]).amin(dim=1) >= MIN_SIDE)
@@ -249,16 +283,17 @@ def blank(size: tuple[int, int]) -> tv_tensors.Image:
     return tv_tensors.Image(torch.tensor(FILL, dtype=torch.uint8).expand(*size, 3).contiguous().permute(2, 0, 1))
 
 
-def pair_of(pixels: Tensor, boxes: Tensor, labels: Tensor) -> Pair:
-    """What transforms take and return, of plain tensors: uint8 (3, H, W), boxes (N, 4), labels (N,)."""
+def pair_of(pixels: Tensor, boxes: Tensor, labels: Tensor, masks: Masks = None) -> Pair:
+    """What transforms take and return, of plain tensors: uint8 (3, H, W), boxes (N, 4), labels (N,), masks."""
     size = (pixels.shape[1], pixels.shape[2])
     form = tv_tensors.BoundingBoxFormat.XYXY
     wrapped = tv_tensors.BoundingBoxes(boxes, format=form, canvas_size=size)  # pyright: ignore[reportCallIssue]
-    return tv_tensors.Image(pixels), {"boxes": wrapped, "labels": labels}
+    target = {"boxes": wrapped, "labels": labels}
+    return tv_tensors.Image(pixels), target if masks is None else {**target, "masks": tv_tensors.Mask(masks)}
 
 
 def plain(boxes: Tensor) -> Tensor:
-    """Boxes without torchvision's wrapper, which costs time at every operation."""
+    """Boxes or masks without torchvision's wrapper, which costs time at every operation."""
     return boxes.as_subclass(Tensor)
 
 

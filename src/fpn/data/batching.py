@@ -17,10 +17,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fpn.data.augment import Pair, pair_of, plain
+from fpn.data.augment import Masks, Pair, pair_of, plain
 from fpn.data.dataset import Split
 from fpn.data.images import read_image
 from fpn.data.mixing import Mixing
+from fpn.data.outlines import needed
 from fpn.errors import DataError, ImageError, OptionError
 from fpn.structures import Batch, Sample, Targets
 
@@ -34,7 +35,8 @@ class DetectionDataset(Dataset):
 
     Ignored boxes (crowds, difficult objects) are left out of the samples. An image that cannot be read brings a
     warning; in training the next readable image takes its place, otherwise the sample is None. `mixing` stands in for
-    the transform in the epochs before `mixing.until`.
+    the transform in the epochs before `mixing.until`. With `masks` every box comes with the pixels of its object;
+    raises DataError where the split has no outlines.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class DetectionDataset(Dataset):
         training: bool = False,
         seed: int = 0,
         mixing: Mixing | None = None,
+        masks: bool = False,
     ) -> None:
         self.split, self.transform, self.training, self.seed, self.mixing = split, transform, training, seed, mixing
+        self.outlines = needed(split.outlines, f"{split.root}: the split {split.name}") if masks else None
         self.epoch = 0
         self._warned: set[int] = set()
 
@@ -111,14 +115,25 @@ class DetectionDataset(Dataset):
         height, width = changed.shape[1:]
         boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
         with_size = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        return Sample(changed, boxes[with_size], labels[with_size], index, (image.shape[1], image.shape[2]), seed)
+        masks = None if self.outlines is None else plain(pair[1]["masks"])[with_size]
+        size = (image.shape[1], image.shape[2])
+        return Sample(changed, boxes[with_size], labels[with_size], index, size, seed, masks)
 
     def _pair(self, image: UInt8[Tensor, "3 H W"], index: int) -> Pair:
         """An image with what is to be learnt from it."""
         rows = self.split.rows(index)
         learnt = ~self.split.ignore[rows]
         boxes = torch.from_numpy(self.split.boxes[rows][learnt]).float().reshape(-1, 4)
-        return pair_of(image, boxes, torch.from_numpy(self.split.labels[rows][learnt]))
+        labels = torch.from_numpy(self.split.labels[rows][learnt])
+        return pair_of(image, boxes, labels, self._masks(np.flatnonzero(learnt) + rows.start, image))
+
+    def _masks(self, rows: np.ndarray, image: UInt8[Tensor, "3 H W"]) -> Masks:
+        if self.outlines is None:
+            return None
+        masks = np.zeros((len(rows), *image.shape[1:]), np.uint8)
+        for mask, row in zip(masks, rows.tolist(), strict=True):
+            mask[:] = self.outlines.mask(row, self.split.boxes[row], (image.shape[1], image.shape[2]))
+        return torch.from_numpy(masks)
 
     def _another(self) -> Pair | None:
         """A random image to be mixed in, None where it cannot be read."""
@@ -135,30 +150,38 @@ def seed_from(*numbers: int) -> int:
     return int(np.random.SeedSequence([number % 2**32 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def collate(samples: Sequence[Sample | None], multiple: int = 32) -> Batch | None:
+def collate(samples: Sequence[Sample | None], multiple: int = 32, square: int | None = None) -> Batch | None:
     """Pads images with zeros at the right and bottom to one size, a multiple of `multiple` pixels; None without images.
 
+    With `square` the batch is padded to a square with this side, or a larger one where an image does not fit.
     Targets have room for at least one box, so that no reduction over them is empty.
     """
     kept = [sample for sample in samples if sample is not None]
     if not kept:
         return None
     sizes = torch.tensor([sample.image.shape[1:] for sample in kept])
-    height, width = (-(-side // multiple) * multiple for side in sizes.amax(dim=0).tolist())
+    sides = sizes.amax(dim=0).tolist()
+    if square is not None:
+        sides = [max(square, *sides)] * 2
+    height, width = (-(-side // multiple) * multiple for side in sides)
     most = max(1, *(len(sample.boxes) for sample in kept))
     images = torch.zeros((len(kept), 3, height, width), dtype=torch.uint8)
     boxes = torch.zeros((len(kept), most, 4))
     labels = torch.zeros((len(kept), most), dtype=torch.int64)
     valid = torch.zeros((len(kept), most), dtype=torch.bool)
+    with_masks = all(sample.masks is not None for sample in kept)
+    masks = torch.zeros((len(kept), most, height, width), dtype=torch.uint8) if with_masks else None
     for row, sample in enumerate(kept):
         n = len(sample.boxes)
         images[row, :, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
         boxes[row, :n], labels[row, :n], valid[row, :n] = sample.boxes, sample.labels, True
+        if masks is not None and sample.masks is not None:
+            masks[row, :n, : sample.image.shape[1], : sample.image.shape[2]] = sample.masks
     original_sizes = torch.tensor([sample.original_size for sample in kept])
     indices = torch.tensor([sample.index for sample in kept])
     given = [sample.key for sample in kept if sample.key is not None]
     keys = torch.tensor(given) if len(given) == len(kept) else None
-    return Batch(images, sizes, original_sizes, indices, Targets(boxes, labels, valid), keys)
+    return Batch(images, sizes, original_sizes, indices, Targets(boxes, labels, valid, masks), keys)
 
 
 class GroupedBatches(Sampler[list[tuple[int, int]]]):
@@ -266,19 +289,22 @@ def loader(
     multiple: int = 32,
     pin_memory: bool = False,
     mixing: Mixing | None = None,
+    square: int | None = None,
+    masks: bool = False,
 ) -> DataLoader:
     """Batches of a split, shuffled when training. `pin_memory` speeds the way to a GPU; workers outlive the epoch.
 
-    transform, mixing: what `training_transform` gives, or for evaluation `resize_transform` and None.
+    transform, mixing: what `training_transform` gives, or for evaluation `resize_transform` and None. multiple, square:
+    see `collate`. masks: with the pixels of each object, for detectors that learn them.
     Call `loader.batch_sampler.set_epoch(epoch)` before each epoch. A batch of which no image can be read is None.
     """
     if workers < 0:
         raise OptionError(f"the number of workers must not be negative, it is {workers}")
     return DataLoader(
-        DetectionDataset(split, transform, training, seed, mixing),
+        DetectionDataset(split, transform, training, seed, mixing, masks),
         batch_sampler=GroupedBatches(split, batch_size, training, seed, rank, world, drop_last),
         num_workers=workers,
-        collate_fn=partial(collate, multiple=multiple),
+        collate_fn=partial(collate, multiple=multiple, square=square),
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         worker_init_fn=_one_thread if workers else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from fpn.data.dataset import Problem, Split
 from fpn.data.images import image_size
+from fpn.data.outlines import Outlines
 from fpn.errors import DataError, ImageError
 from fpn.words import printable
 
@@ -26,7 +27,8 @@ class RawSplit:
     `files` exist, but need not be readable. `sizes` are 0 where the annotation has none. `boxes` are x1, y1, x2, y2 in
     pixels, or in fractions of width and height where `normalised`; NaN where a number is missing. `areas` are NaN where
     they are to be those of the boxes. `refused` holds the rows whose class the reader rejects, with the reason.
-    `where` names a row: the file, the item in it, and a detail for the end of the message (or "").
+    `where` names a row: the file, the item in it, and a detail for the end of the message (or ""). `outlines` are those
+    of the boxes, in the same units, and `broken` says what is wrong with some of them, by row.
     """
 
     name: str
@@ -44,6 +46,8 @@ class RawSplit:
     refused: dict[int, str]
     where: Callable[[int], tuple[str, str, str]]
     normalised: bool = False
+    outlines: Outlines | None = None
+    broken: dict[int, str] = field(default_factory=dict)
 
 
 def check_classes(names: Iterable[str], file: Path) -> None:
@@ -71,6 +75,8 @@ def check(raw: RawSplit, problems: list[Problem]) -> Split:
             boxes = boxes * sizes[raw.image_of][:, [1, 0, 1, 0]]
     boxes, usable_box = _check_boxes(raw, boxes, sizes, usable_image, problems)
 
+    outlines = _check_outlines(raw, sizes, usable_box, problems)
+
     rows = np.flatnonzero(usable_box)
     rows = rows[np.argsort(raw.image_of[rows], kind="stable")]
     kept = np.flatnonzero(usable_image)
@@ -90,6 +96,7 @@ def check(raw: RawSplit, problems: list[Problem]) -> Split:
         labels=raw.labels[rows].astype(np.int64),
         ignore=raw.ignore[rows].astype(bool),
         areas=np.where(np.isfinite(areas) & (areas > 0), areas, own_areas),
+        outlines=outlines and outlines.select(rows),
     )
 
 
@@ -152,3 +159,35 @@ def _check_boxes(
         file, item, detail = raw.where(row)
         problems.append(Problem(file, item, f"{text} ({detail})" if detail else text, kind))
     return clipped, usable
+
+
+def _check_outlines(
+    raw: RawSplit, sizes: np.ndarray, usable_box: np.ndarray, problems: list[Problem]
+) -> Outlines | None:
+    """The outlines in pixels, without those that cannot be of their image; of the boxes that are usable."""
+    outlines = raw.outlines
+    if outlines is None:
+        return None
+    if raw.normalised:
+        outlines = outlines.scaled(sizes[raw.image_of][:, [1, 0]])
+    limits = sizes[raw.image_of]
+    around, annotated = outlines.around(), outlines.sizes()
+    outside = np.any(around[:, 2:] <= 0, axis=1) | np.any(around[:, :2] >= limits[:, [1, 0]], axis=1)
+    other_size = outlines.encoded & outlines.known & np.any(annotated != limits, axis=1)
+    removed = np.flatnonzero(outside | other_size)
+
+    faulty = np.union1d(removed, np.array(list(raw.broken), dtype=np.int64))
+    for row in faulty[usable_box[faulty]].tolist():
+        kind, effect = "outline-broken", "the box stands in for it, mend or delete it"
+        (height, width), (own_height, own_width) = limits[row].tolist(), annotated[row].tolist()
+        if outside[row]:
+            text = f"has an outline that lies outside the {width}x{height} image"
+        elif other_size[row]:
+            kind = "outline-size"
+            text = f"has a mask of {own_width}x{own_height} pixels on an image of {width}x{height}"
+        else:
+            text = f"has an outline that {raw.broken[row]}"
+            effect = "that part is left out, mend or delete it" if outlines.known[row] else effect
+        file, item, detail = raw.where(row)
+        problems.append(Problem(file, item, f"{text}; {effect}" + f" ({detail})" * bool(detail), kind))
+    return outlines.without(removed)

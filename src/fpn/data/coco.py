@@ -62,8 +62,8 @@ def _mentions_images(file: Path) -> bool:
         return re.search(rb'"(images|annotations)"\s*:\s*\[', text) is not None
 
 
-def read(path: Path) -> Data:
-    """Reads a folder, or one JSON file, as COCO.
+def read(path: Path, outlines: bool = False) -> Data:
+    """Reads a folder, or one JSON file, as COCO, with the outlines of objects if asked.
 
     Raises:
         DataError: a file is cut off or not of this format, two files are the same split, or the classes contradict
@@ -71,7 +71,7 @@ def read(path: Path) -> Data:
     """
     files = [path] if path.is_file() else find_annotations(path)
     root = _root(path)
-    contents = {file: read_columns(file) for file in files}
+    contents = {file: read_columns(file, outlines) for file in files}
     others = {file: text for file, content in contents.items() if (text := _not_instances(content))}
     if len(others) == len(files):
         file, text = next(iter(others.items()))
@@ -207,6 +207,7 @@ def _read_split(
     def where(row: int) -> tuple[str, str, str]:
         return files[image_of[row]], f"box {numbers[row]}", f"{shown}, annotation id {ids[row]}"
 
+    kept_rows = {row: position for position, row in enumerate(rows.tolist())} if content.annotations.broken else {}
     raw = RawSplit(
         name=name,
         root=root,
@@ -224,6 +225,8 @@ def _read_split(
             int(row): f"has category_id {categories[row]}, which no category has" for row in np.flatnonzero(labels < 0)
         },
         where=where,
+        outlines=content.annotations.outlines and content.annotations.outlines.select(rows),
+        broken={kept_rows[row]: text for row, text in content.annotations.broken.items() if row in kept_rows},
     )
     return check(raw, problems)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fpn.data.json_lists import read_lists
+from fpn.data.outlines import Column, Outlines
 from fpn.errors import DataError
 
 _CHUNK = 64  # annotations held as parsed at a time; thousands would be slower, as they leave the processor's cache
@@ -36,6 +38,8 @@ class Annotations:
     boxes: np.ndarray  # (M, 4) float64: x, y, width, height
     areas: np.ndarray  # (M,) float64
     ignore: np.ndarray  # (M,) bool
+    outlines: Outlines | None = None  # only where asked for
+    broken: dict[int, str] = field(default_factory=dict)  # what is wrong with the outlines of some rows
 
 
 @dataclass(frozen=True)
@@ -47,14 +51,15 @@ class Content:
     categories: list[Any]
 
 
-def read_columns(file: Path) -> dict[str, Any]:
-    """The fields of Content as far as the file has them.
+def read_columns(file: Path, outlines: bool = False) -> dict[str, Any]:
+    """The fields of Content as far as the file has them, and the outlines of objects if asked.
 
     Raises:
         DataError: the file cannot be read, or is not JSON.
     """
     try:
-        return read_lists(file, {"images": _take_images, "annotations": _take_annotations, "categories": list})
+        take_annotations = partial(_take_annotations, outlines=outlines)
+        return read_lists(file, {"images": _take_images, "annotations": take_annotations, "categories": list})
     except json.JSONDecodeError as error:
         raise DataError(
             f"{file}: not valid JSON at line {error.lineno}, column {error.colno} (character {error.pos} of "
@@ -74,8 +79,9 @@ def _take_images(entries: Iterator[Any]) -> list[ImageEntry]:
     return images
 
 
-def _take_annotations(entries: Iterator[Any]) -> Annotations:
+def _take_annotations(entries: Iterator[Any], outlines: bool) -> Annotations:
     ids, image_ids, category_ids, ignore = [], [], [], []
+    column = Column()
     boxes, areas = [np.empty((0, 4))], [np.empty((0, 1))]
     while chunk := list(itertools.islice(entries, _CHUNK)):
         rows = [entry if isinstance(entry, dict) else {} for entry in chunk]
@@ -85,8 +91,17 @@ def _take_annotations(entries: Iterator[Any]) -> Annotations:
         ignore += [row.get("iscrowd") in (1, "1") or row.get("ignore") in (1, "1") for row in rows]
         boxes.append(to_numbers([row.get("bbox") for row in rows], 4))
         areas.append(to_numbers([(row.get("area"),) for row in rows], 1))
+        for row in rows if outlines else ():
+            column.add(row.get("segmentation"))
     return Annotations(
-        ids, image_ids, category_ids, np.concatenate(boxes), np.concatenate(areas)[:, 0], np.array(ignore, dtype=bool)
+        ids,
+        image_ids,
+        category_ids,
+        np.concatenate(boxes),
+        np.concatenate(areas)[:, 0],
+        np.array(ignore, dtype=bool),
+        column.outlines() if outlines else None,
+        column.broken,
     )
 
 

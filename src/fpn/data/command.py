@@ -114,7 +114,7 @@ def show(
     if augment and len(augment) > 1:
         raise OptionError(f"augment {' '.join(augment)}: name one of auto, none, light, strong")
     spec = _spec(short, long=long)
-    part = data.load(path)[split]
+    part = data.load(path, outlines=True)[split]
     preset = "none" if augment is None else (augment or ["auto"])[0]
     settings = resolve(Options(augment=preset), part, spec.short)
     transform, mixing = data.training_transform(augmentation_of(settings), settings.scales, spec.sides[1], times)
@@ -167,7 +167,7 @@ def check(
         raise OptionError("--out is where --fix writes the repaired copy: give --fix too")
     if workers is not None and workers < 1:
         raise OptionError(f"workers is {workers}; at least 1 is needed")
-    loaded = data.load(path, draw=False)
+    loaded = data.load(path, draw=False, outlines=True)
     done = None if out is None else data.repair(loaded, out, ignore=ignore or (), workers=workers)
     if done is None:
         found = [d for d in data.find_defects(loaded, workers=workers) if d.kind not in (ignore or ())]
@@ -222,7 +222,7 @@ def split(
     """
     from fpn import data
 
-    loaded = data.load(path, draw=False)
+    loaded = data.load(path, draw=False, outlines=True)
     divided = data.split(loaded, val, test, seed, group, group_file)
     lost = data.convert(divided, out, "coco")
     print(f"{path}: {counted(sum(map(len, divided.values())), 'image')} divided with seed {seed}")
@@ -247,7 +247,7 @@ def convert(path: Path, /, *, to: Literal["coco", "voc", "yolo"], out: Path) -> 
     """
     from fpn import data
 
-    loaded = data.load(path, draw=False)
+    loaded = data.load(path, draw=False, outlines=True)
     lost = data.convert(loaded, out, to)
     _print_copy(loaded, out, to.upper(), lost, len(loaded.problems))
 

@@ -13,11 +13,14 @@ from fpn.data.writers import WRITERS, image_names
 from fpn.errors import OptionError
 from fpn.words import counted
 
-# What the readers do not read, so that no writer can write it.
+# What the readers do not read, so that no writer can write it; the second of those that were asked for outlines.
 _UNREAD = {
-    "coco": "masks, keypoints, annotation ids and other fields of COCO beside the boxes",
-    "voc": "pose, truncated, parts and other fields of VOC beside the boxes",
-    "yolo": "outlines (they become the boxes around them) and keypoints",
+    "coco": (
+        "masks, keypoints, annotation ids and other fields of COCO beside the boxes",
+        "keypoints, annotation ids and other fields of COCO beside boxes and masks",
+    ),
+    "voc": ("pose, truncated, parts and other fields of VOC beside the boxes",) * 2,
+    "yolo": ("outlines (they become the boxes around them) and keypoints", "keypoints"),
 }
 
 
@@ -25,8 +28,8 @@ def convert(data: Data, out: str | os.PathLike[str], to: str) -> list[str]:
     """Writes a data set, images and annotations, in the format `to` (coco, voc or yolo) into the new folder `out`.
 
     Boxes, labels, the order of the classes, splits and sizes come back from `load(out, draw=False)` as they are in
-    `data` (boxes to 1e-9 pixels). Images are hard links to the originals, or copies on another disk. Where anything
-    fails, or on Ctrl-C, nothing stays.
+    `data` (boxes to 1e-9 pixels), from COCO the outlines too, where they were loaded. Images are hard links to the
+    originals, or copies on another disk. Where anything fails, or on Ctrl-C, nothing stays.
 
     Returns:
         What the format cannot hold and the copy therefore lacks, a sentence each.
@@ -45,7 +48,11 @@ def convert(data: Data, out: str | os.PathLike[str], to: str) -> list[str]:
 
 def not_kept(data: Data, to: str) -> list[str]:
     """What of `data` a copy in the format `to` lacks, a sentence each."""
-    found = [_UNREAD[data.format]] if data.format in _UNREAD else []
+    known = [split.outlines.known for split in data.values() if split.outlines is not None]
+    found = [_UNREAD[data.format][len(known) > 0]] if data.format in _UNREAD else []
+    outlines = sum(int(rows.sum()) for rows in known)
+    if outlines and to != "coco":
+        found.append(f"outlines of {counted(outlines, 'object')}: only their boxes are written in this format")
     if to != "coco":
         found += _lost_numbers(data, to)
     ignored = sum(int(split.ignore.sum()) for split in data.values())

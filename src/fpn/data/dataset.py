@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fpn.data.outlines import Outlines
 from fpn.errors import DataError
 from fpn.words import printable
 
@@ -35,6 +36,8 @@ KINDS = {
     "box-zero-size": "a width or height is zero or negative",
     "box-outside": "a box lies wholly outside its image",
     "box-cut": "a box reached over the border of its image and was cut there",
+    "outline-broken": "an outline, or a part of it, cannot be used; where nothing of it is left its box stands in",
+    "outline-size": "an outline is a mask of another size than its image; its box stands in",
 }
 
 
@@ -76,6 +79,7 @@ class Split:
         np.ndarray
     )  # (M,) bool: COCO's iscrowd, VOC's difficult; not trained on, scored as pycocotools scores crowds
     areas: np.ndarray  # (M,) float64: square pixels as COCO gives them (of the mask), else of the box
+    outlines: Outlines | None = None  # of the M objects, where they were asked for and any object of the data has one
 
     def __len__(self) -> int:
         return len(self.files)
@@ -110,6 +114,7 @@ class Split:
             labels=self.labels[rows],
             ignore=self.ignore[rows],
             areas=self.areas[rows],
+            outlines=self.outlines and self.outlines.select(rows),
         )
 
 

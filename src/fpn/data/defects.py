@@ -78,6 +78,8 @@ KINDS = {
     "box-zero-size": Kind("box without width or height", "draw it again, or delete it"),
     "box-outside": Kind("box outside its image", "draw it again, or delete it"),
     "box-cut": Kind("box that reaches over the border", "cut it at the border"),
+    "outline-broken": Kind("outline that cannot be used, or a part of one", "draw it again, or delete it"),
+    "outline-size": Kind("outline that is a mask of another size than its image", "export it again, or delete it"),
     "duplicate-box": Kind("object with two boxes", "delete one"),
     "huge-box": Kind("box around the whole image, of a class that is small elsewhere", "draw it again", "warning"),
     "tiny-box": Kind(f"box with a side under {TINY:g} pixels", "draw it again, or delete it", "warning"),

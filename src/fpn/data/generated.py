@@ -21,11 +21,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
 from fpn.errors import DataError, OptionError
 from fpn.hardware import cores
+from fpn.rle import encode
 
 # What makes it easy or hard. All of it is stored with the data, so a change here makes the data anew.
 CLASSES = ("ball", "crate", "ring", "star", "leaf")
@@ -40,12 +42,13 @@ ODD_COLOUR = 0.1  # share of objects whose hue is not that of their class
 SENSOR_NOISE = 0.025  # largest standard deviation, of a range of 0 to 1
 BLUR = 0.8  # largest radius in pixels, of a third of the images
 VALIDATION = 6  # one unseen image for so many training images
-VERSION = 1  # raised when the drawing below changes
+VERSION = 2  # raised when the drawing below or what is written changes
 
 HUES = {"ball": (0.97, 1.06), "crate": (0.07, 0.11), "ring": (0.53, 0.66), "star": (0.78, 0.9), "leaf": (0.22, 0.38)}
 SUPERSAMPLING = 4
 
 Array = np.ndarray
+Object = tuple[int, Array, Array]  # label, box, mask
 Surface = Callable[[Array, Array, Array, np.random.Generator], tuple[Array, Array]]
 
 
@@ -140,19 +143,20 @@ def _write_split(
     folder.mkdir(parents=True)
     names = [f"{i:06d}.jpg" for i in range(1, images + 1)]
 
-    def one(index: int) -> list[tuple[int, Array]]:
+    def one(index: int) -> list[tuple[int, Array, list[str]]]:
         rng = np.random.default_rng((*seed, index))
         pixels, objects = render(size, textures, rng)
         Image.fromarray(pixels).save(folder / names[index], quality=int(rng.integers(86, 96)))
-        return objects
+        return [(label, box, encode(torch.from_numpy(mask[None]))) for label, box, mask in objects]
 
     rows = []
     with ThreadPoolExecutor(max_workers=min(8, cores())) as threads:
         for index, objects in enumerate(threads.map(one, range(images))):
-            for label, (x1, y1, x2, y2) in objects:
+            for label, (x1, y1, x2, y2), (outline,) in objects:
                 box = [int(x1), int(y1), int(x2 - x1), int(y2 - y1)]
                 row = {"id": len(rows) + 1, "image_id": index + 1, "category_id": label + 1, "bbox": box}
-                rows.append(row | {"area": box[2] * box[3], "iscrowd": 0})
+                outlined = {"segmentation": {"size": list(size), "counts": outline}}
+                rows.append(row | {"area": box[2] * box[3], "iscrowd": 0} | outlined)
             bar.update()
 
     height, width = size
@@ -222,6 +226,10 @@ class _Canvas:
         columns, rows = np.flatnonzero(seen.any(axis=0)), np.flatnonzero(seen.any(axis=1))
         return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
+    def shape(self, thing: int) -> Array:
+        """Where an object is seen, (H, W) bool."""
+        return self.owner == thing
+
     def _windows(self, shape: tuple[int, ...], top: int, left: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
         height, width = self.owner.shape
         y1, x1 = min(max(top, 0), height), min(max(left, 0), width)
@@ -229,8 +237,8 @@ class _Canvas:
         return (slice(y1, y2), slice(x1, x2)), (slice(y1 - top, y2 - top), slice(x1 - left, x2 - left))
 
 
-def render(size: tuple[int, int], textures: Array, rng: np.random.Generator) -> tuple[Array, list[tuple[int, Array]]]:
-    """One picture, (H, W, 3) uint8, and its objects: (label, tight box of the visible pixels)."""
+def render(size: tuple[int, int], textures: Array, rng: np.random.Generator) -> tuple[Array, list[Object]]:
+    """One picture, (H, W, 3) uint8, and its objects: (label, tight box of the visible pixels, those pixels)."""
     angle, tilt = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 0.9)
     direction = np.array([np.cos(angle) * np.sin(tilt), np.sin(angle) * np.sin(tilt), np.cos(tilt)])
     lamp = _Lamp(direction, rng.uniform(0.15, 0.55))
@@ -248,7 +256,7 @@ def render(size: tuple[int, int], textures: Array, rng: np.random.Generator) -> 
     if rng.random() < FRONT_CLUTTER:
         _put(canvas, _clutter(rng), _log_uniform(rng, 10.0, 0.5 * min(size)), textures, lamp, rng, label=None)
 
-    objects = [(label, canvas.box(thing)) for thing, label in enumerate(labels)]
+    objects = [(label, canvas.box(thing), canvas.shape(thing)) for thing, label in enumerate(labels)]
     return _photograph(canvas.pixels, textures, rng), objects
 
 

@@ -12,24 +12,27 @@ from fpn.data import coco, voc, yolo
 from fpn.data.dataset import Data, Split
 from fpn.data.splits import UNSPLIT, add_missing
 from fpn.errors import DataError
-from fpn.words import some_of
+from fpn.words import counted, some_of
 
 _READERS = {"coco": coco, "voc": voc, "yolo": yolo}
 
 
-def load(path: str | os.PathLike[str], seed: int = 0, draw: bool = True) -> Data:
+def load(path: str | os.PathLike[str], seed: int = 0, draw: bool = True, outlines: bool = False) -> Data:
     """Reads a data set: a folder in COCO, Pascal VOC or YOLO format, a COCO JSON file, or a YOLO data.yaml.
 
     Single defects do not stop the reading; they are in `Data.problems`. Where the data has no val split one is drawn
     with `seed`, and `Data.notes` say so; without `draw` the splits are those of the data, "train" where it has none.
+    With `outlines` those of the objects are read too, as far as COCO or YOLO files have them: for detectors with masks.
 
     Raises:
         DataError: nothing is there, the format is unknown or not clear, an annotation file is cut off, or nothing
             usable remains.
     """
     path = Path(path).expanduser()
-    data = _READERS[_format(path)].read(path)
+    form = _format(path)
+    data = voc.read(path) if form == "voc" else _READERS[form].read(path, outlines)
     splits = {name: split for name, split in data.splits.items() if len(split)}
+    splits, without = _some_outlines(splits)
     notes = [f"the split {name} has no usable images and is left out" for name in data.splits.keys() - splits.keys()]
     problems = "".join(f"\n  {problem}" for problem in data.problems[:5])
     if not splits:
@@ -44,7 +47,20 @@ def load(path: str | os.PathLike[str], seed: int = 0, draw: bool = True) -> Data
     splits, made = add_missing(splits, seed) if draw else (splits, [])
     if UNSPLIT in splits and len(splits) == 1:
         splits = {"train": splits[UNSPLIT]}
-    return dataclasses.replace(data, splits=splits, notes=[*data.notes, *notes, *made, *_class_notes(splits, counts)])
+    notes = [*data.notes, *notes, *without, *made, *_class_notes(splits, counts)]
+    return dataclasses.replace(data, splits=splits, notes=notes)
+
+
+def _some_outlines(splits: dict[str, Split]) -> tuple[dict[str, Split], list[str]]:
+    """The splits, without outlines where no object of the data has one, and notes on where only some have."""
+    known = {name: split.outlines.known for name, split in splits.items() if split.outlines is not None}
+    if not any(rows.any() for rows in known.values()):
+        return {name: dataclasses.replace(split, outlines=None) for name, split in splits.items()}, []
+    return splits, [
+        f"{(~rows).sum()} of {counted(len(rows), 'object')} of {name} have no usable outline; their boxes stand in"
+        for name, rows in known.items()
+        if not rows.all()
+    ]
 
 
 def _class_notes(splits: dict[str, Split], counts: np.ndarray) -> list[str]:

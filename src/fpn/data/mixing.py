@@ -20,6 +20,7 @@ from fpn.data.augment import (
     MIN_SIDE,
     TRIES,
     Augmentation,
+    Masks,
     Pair,
     Window,
     anywhere,
@@ -27,12 +28,16 @@ from fpn.data.augment import (
     chance,
     enough,
     finishing,
+    laid,
+    masks_in,
+    masks_of,
     pair_of,
     place,
     plain,
     scaling,
     shown,
     uniform,
+    with_pixels,
 )
 from fpn.data.transforms import ResizeSides
 
@@ -105,7 +110,7 @@ def mosaic(pairs: Sequence[Pair], size: tuple[int, int], scales: Sequence[float]
     canvas = blank(size)
     y, x = (round(side * uniform(*TILE)) for side in size)
     tiles = [(0, 0, y, x), (0, x, y, size[1]), (y, 0, size[0], x), (y, x, size[0], size[1])]
-    boxes, labels = [], []
+    boxes, labels, masks = [], [], []
     for place_of, pair, scale in zip(torch.randperm(4).tolist(), pairs, scales, strict=True):
         top, left, bottom, right = tiles[place_of]
         tile = (bottom - top, right - left)
@@ -115,7 +120,8 @@ def mosaic(pairs: Sequence[Pair], size: tuple[int, int], scales: Sequence[float]
         canvas[:, top:bottom, left:right] = image
         boxes.append(plain(target["boxes"]) + torch.tensor([left, top, left, top]))
         labels.append(target["labels"])
-    return pair_of(canvas, torch.cat(boxes), torch.cat(labels))
+        masks.append(laid(masks_of(target), (top, left), size))
+    return pair_of(canvas, torch.cat(boxes), torch.cat(labels), joined(masks))
 
 
 def covering(scale: float, pair: Pair, size: tuple[int, int]) -> float:
@@ -132,7 +138,14 @@ def mixup(first: Pair, second: Pair, share: float) -> Pair:
     (image, target), (other, others) = first, second
     blend = image.as_subclass(Tensor).float().lerp_(other.as_subclass(Tensor).float(), share)
     boxes = torch.cat([plain(target["boxes"]), plain(others["boxes"])])
-    return pair_of(blend.round_().to(torch.uint8), boxes, torch.cat([target["labels"], others["labels"]]))
+    labels, masks = torch.cat([target["labels"], others["labels"]]), joined([masks_of(target), masks_of(others)])
+    return pair_of(blend.round_().to(torch.uint8), boxes, labels, masks)
+
+
+def joined(masks: Sequence[Masks]) -> Masks:
+    """The masks of all objects, None where there are none."""
+    given = [each for each in masks if each is not None]
+    return torch.cat(given) if given else None
 
 
 def copy_paste(pair: Pair, source: Pair, scale: float) -> Pair:
@@ -142,23 +155,28 @@ def copy_paste(pair: Pair, source: Pair, scale: float) -> Pair:
     visible is left out. Whatever else of the source can be seen in a rectangle comes with its box.
     """
     image, boxes, labels = pair[0].as_subclass(Tensor).clone(), plain(pair[1]["boxes"]), pair[1]["labels"]
-    whole, seen = area(boxes), area(boxes)
+    whole, visible, masks = area(boxes), area(boxes), joined([masks_of(pair[1])])  # a copy
     pixels, objects = source[0].as_subclass(Tensor), plain(source[1]["boxes"])
     number = int(torch.randint(1, PASTED + 1, ()))
     for row in torch.randperm(len(objects))[:number].tolist():
         window = around(objects[row], (pixels.shape[1], pixels.shape[2]))
         high, wide = (round(side * scale) for side in window[2:])
-        spot = free_spot(boxes, seen, whole, (high, wide), (image.shape[1], image.shape[2]))
+        spot = free_spot(boxes, visible, whole, (high, wide), (image.shape[1], image.shape[2]))
         if spot is None:
             continue
         y, x = spot
         image[:, y : y + high, x : x + wide] = F.resized_crop(pixels, *window, [high, wide], antialias=True)
         left, hidden = covered(boxes, torch.tensor([x, y, x + wide, y + high]))
         added, keep = shown(objects, window, (high, wide))
+        keep = with_pixels(source[1], keep, window)
         added = added[keep] + torch.tensor([x, y, x, y])
         boxes, labels = torch.cat([left, added]), torch.cat([labels, source[1]["labels"][keep]])
-        whole, seen = torch.cat([whole, area(added)]), torch.cat([seen - hidden, area(added)])
-    return pair_of(image, boxes, labels)
+        whole, visible = torch.cat([whole, area(added)]), torch.cat([visible - hidden, area(added)])
+        if masks is not None:
+            new = laid(masks_in(source[1], keep, window, (high, wide)), spot, (image.shape[1], image.shape[2]))
+            masks[:, y : y + high, x : x + wide] = 0
+            masks = joined([masks, new])
+    return pair_of(image, boxes, labels, masks)
 
 
 def around(box: Float[Tensor, "4"], size: tuple[int, int]) -> Window:

@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from fpn.data.dataset import Data, Split
 from fpn.data.defects import KINDS, Defect, find_defects, spellings
 from fpn.data.images import image_size
 from fpn.data.load import load
+from fpn.data.outlines import Move, fitted, resized
 from fpn.data.scan import PATIENCE, exif_orientation
 from fpn.data.writers import write_coco
 from fpn.errors import DataError
@@ -83,7 +85,7 @@ def repair(
         write_coco(mended, folder)
     # The copy has no trace of an id that clashed; its boxes are lost all the same until a person has sorted them.
     remaining = [defect for defect in defects if defect.kind == "clashing-id"]
-    again = find_defects(load(out, draw=False), workers=workers, patience=patience)
+    again = find_defects(load(out, draw=False, outlines=True), workers=workers, patience=patience)
     remaining += [defect for defect in again if defect.kind not in ignore]
     return Repair(defects, changes, not_kept(data, "coco"), remaining)
 
@@ -125,6 +127,7 @@ class _Draft:
     boxes: np.ndarray
     areas: np.ndarray
     sizes: np.ndarray
+    moves: dict[int, Move] = field(default_factory=dict)  # of outlines, by row
     images_out: set[int] = field(default_factory=set)
     rows_out: set[int] = field(default_factory=set)
 
@@ -167,7 +170,18 @@ def _turn(draft: _Draft, index: int) -> str:
         x1, x2 = width - x2, width - x1
     draft.boxes[rows] = np.stack([y1, x1, y2, x2], axis=1)
     draft.sizes[index] = width, height
+    draft.moves |= dict.fromkeys(range(rows.start, rows.stop), turning(orientation, (height, width)))
     return f"annotated as {height}x{width} (width x height) as displayed{_with_boxes(draft.split, index)} turned"
+
+
+def turning(orientation: int, size: tuple[int, int]) -> Move:
+    """From the pixels as stored, of this size, to the image as displayed with one of the EXIF values 5 to 8."""
+    down, across = (-1 if orientation in (6, 7) else 1), (-1 if orientation in (7, 8) else 1)
+    ends = np.array([size[1] if across < 0 else 0, size[0] if down < 0 else 0])
+    return Move(
+        lambda points: (ends + points * [across, down])[:, ::-1],
+        lambda mask: mask[::down, ::across].T,
+    )
 
 
 def _correct_sizes(draft: _Draft, defects: list[Defect], changes: list[Change]) -> None:
@@ -184,11 +198,15 @@ def _correct_sizes(draft: _Draft, defects: list[Defect], changes: list[Change]) 
         index, rows = defect.image, draft.split.rows(defect.image)
         old, new = (f"{w}x{h}" for h, w in (draft.sizes[index].tolist(), real[index].tolist()))
         text = f"size corrected from {old} to {new}, boxes kept in pixels"
+        new_size = (int(real[index][0]), int(real[index][1]))
+        move = Move(np.copy, partial(fitted, size=new_size))
         if outside and index in shrunk:
             down, across = factors[index]
             draft.boxes[rows] *= [across, down, across, down]
             draft.areas[rows] *= across * down
             text = f"size corrected from {old} to {new}, boxes made smaller by as much"
+            move = Move(partial(np.multiply, [across, down]), partial(resized, size=new_size))
+        draft.moves |= dict.fromkeys(range(rows.start, rows.stop), move)
         draft.sizes[index] = real[index]
         limits = real[index][[1, 0, 1, 0]]
         cut = np.minimum(draft.boxes[rows], limits)
@@ -217,6 +235,7 @@ def _finished(draft: _Draft) -> Split:
         labels=split.labels[rows],
         ignore=split.ignore[rows],
         areas=draft.areas[rows],
+        outlines=split.outlines and split.outlines.changed(draft.moves).select(rows),
     )
     images = np.ones(len(split), dtype=bool)
     images[list(draft.images_out)] = False

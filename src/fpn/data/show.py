@@ -1,4 +1,4 @@
-"""A grid of training images with their boxes, as the model will see them."""
+"""A grid of training images with their boxes and masks, as the model will see them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from fpn.data.batching import DetectionDataset, Transform, seed_from
 from fpn.data.dataset import Split
 from fpn.data.mixing import Mixing
+from fpn.data.transforms import resize_masks
 from fpn.drawing import draw, font_for, to_picture
 from fpn.errors import DataError, OptionError
 from fpn.structures import Sample
@@ -50,7 +51,8 @@ def save_grid(
     if not len(split):
         raise DataError(f"{split.root}: the split {split.name!r} has no images to show")
     # With training=True, which says nothing else, another image would take the place of an unreadable one.
-    dataset = DetectionDataset(split, transform, training=False, seed=seed, mixing=mixing)
+    masks = split.outlines is not None
+    dataset = DetectionDataset(split, transform, training=False, seed=seed, mixing=mixing, masks=masks)
     chosen = np.random.default_rng(seed_from(seed)).permutation(len(split))[:count].tolist()
     items = [(epoch, index) for index in chosen for epoch in range(times)]
     pictures, unreadable = [], {}
@@ -79,11 +81,14 @@ def _tell(unreadable: list[str], tried: int) -> None:
 
 
 def small_picture(sample: Sample, classes: tuple[str, ...]) -> Image.Image:
-    """The picture with its boxes, made smaller where it is larger than its place in the grid."""
+    """The picture with its boxes and masks, made smaller where it is larger than its place in the grid."""
     picture = to_picture(sample.image)
     scale = min(1.0, CELL / max(picture.size))
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return draw(picture.resize(size), sample.boxes.numpy() * scale, sample.labels.numpy(), classes=classes)
+    boxes, masks = sample.boxes.numpy() * scale, None
+    if sample.masks is not None:
+        masks = list(resize_masks(sample.masks, (size[1], size[0])).numpy())
+    return draw(picture.resize(size), boxes, sample.labels.numpy(), classes=classes, masks=masks)
 
 
 def grid(pictures: list[tuple[str, Image.Image]], columns: int) -> Image.Image:

@@ -12,6 +12,7 @@ import numpy as np
 
 from fpn.data.dataset import Data, Split
 from fpn.data.groups import groups_by_pattern, groups_by_table
+from fpn.data.outlines import join
 from fpn.data.stratify import stratify
 from fpn.errors import DataError, OptionError
 from fpn.words import counted
@@ -163,6 +164,7 @@ def _union(data: Data) -> tuple[Split, list[str]]:
         labels=np.concatenate([split.labels for split in splits]),
         ignore=np.concatenate([split.ignore for split in splits]),
         areas=np.concatenate([split.areas for split in splits]),
+        outlines=join((split.outlines, len(split.boxes)) for split in splits),
     )
     # The same images in the same order whatever splits they came in, so that dividing again gives the same.
     kept = np.unique(everything.files, return_index=True)[1]

@@ -1,7 +1,8 @@
 """Resizing uint8 pixels and their boxes, as torchvision's `transforms.v2`.
 
 A transform takes (image, target), a `tv_tensors.Image` and a dictionary with "boxes" (`tv_tensors.BoundingBoxes`) and
-"labels", and returns the same pair. Any v2 transform of torchvision can stand in for the ones made here.
+"labels", where asked for also "masks" (`tv_tensors.Mask`, one a box), and returns the same pair. Any v2 transform of
+torchvision can stand in for the ones made here.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -51,4 +55,20 @@ class ResizeSides(v2.Transform):
         return {"size": list(self.size_for(height, width))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, tv_tensors.Mask):
+            return tv_tensors.Mask(resize_masks(inpt.as_subclass(Tensor), tuple(params["size"])))
         return self._call_kernel(F.resize, inpt, size=params["size"], antialias=True)
+
+
+def resize_masks(masks: UInt8[Tensor, "N h w"], size: tuple[int, int]) -> UInt8[Tensor, "N H W"]:
+    """Masks at another size; each pixel is that of the old one in which its middle lies.
+
+    torchvision's transform takes the one in which its corner lies, and so moves masks by up to half a pixel.
+    """
+    if masks.shape[1:] == size:
+        return masks
+    rows, columns = (
+        ((torch.arange(new) + 0.5) * (old / new)).long().clamp(max=old - 1)
+        for old, new in zip(masks.shape[1:], size, strict=True)
+    )
+    return masks.index_select(1, rows).index_select(2, columns)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -30,7 +30,8 @@ from fpn.errors import DataError
 def write_coco(data: Data, out: Path) -> None:
     """annotations/instances_{split}.json and images/{split}/, to which each `file_name` is relative.
 
-    Ids of images and categories, areas and ignore flags (as iscrowd) are kept; annotations are numbered from 1.
+    Ids of images and categories, areas, outlines and ignore flags (as iscrowd) are kept; annotations are numbered
+    from 1.
     """
     check_class_names(data)
     names = image_names(data, "coco")
@@ -38,17 +39,27 @@ def write_coco(data: Data, out: Path) -> None:
     (out / "annotations").mkdir()
     first_id = 1
     for name, split in data.items():
-        text = json.dumps(_coco_content(split, names[name], first_id), ensure_ascii=False)
-        (out / "annotations" / f"instances_{name}.json").write_text(text, encoding="utf-8")
+        with (out / "annotations" / f"instances_{name}.json").open("w", encoding="utf-8") as stream:
+            _write_content(stream, split, names[name], first_id)
         first_id += len(split.boxes)
 
 
-def _coco_content(split: Split, names: list[str], first_id: int) -> dict[str, list[dict[str, Any]]]:
+def _write_content(stream: TextIO, split: Split, names: list[str], first_id: int) -> None:
+    """One object after the other: all their outlines as lists would take gigabytes."""
+    encode = json.JSONEncoder(ensure_ascii=False).encode
     ids, sizes, numbers = split.image_ids.tolist(), split.sizes.tolist(), split.category_ids.tolist()
     images = [
         {"id": number, "file_name": name, "width": width, "height": height}
         for number, name, (height, width) in zip(ids, names, sizes, strict=True)
     ]
+    categories = [{"id": number, "name": name} for number, name in zip(numbers, split.classes, strict=True)]
+    stream.write(f'{{"images": {encode(images)}, "annotations": [')
+    for number, entry in enumerate(_coco_annotations(split, first_id)):
+        stream.write(", " * (number > 0) + encode(entry))
+    stream.write(f'], "categories": {encode(categories)}}}')
+
+
+def _coco_annotations(split: Split, first_id: int) -> Iterator[dict[str, Any]]:
     boxes = split.boxes.copy()
     boxes[:, 2:] -= boxes[:, :2]
     columns = (
@@ -58,12 +69,10 @@ def _coco_content(split: Split, names: list[str], first_id: int) -> dict[str, li
         split.areas.tolist(),
         split.ignore.astype(int).tolist(),
     )
-    annotations = [
-        {"id": number, "image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": crowd}
-        for number, (image, category, box, area, crowd) in enumerate(zip(*columns, strict=True), first_id)
-    ]
-    categories = [{"id": number, "name": name} for number, name in zip(numbers, split.classes, strict=True)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    for row, (image, category, box, area, crowd) in enumerate(zip(*columns, strict=True)):
+        entry = {"image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": crowd}
+        outline = split.outlines.segmentation(row) if split.outlines else None
+        yield {"id": first_id + row, **entry, **({"segmentation": outline} if outline else {})}
 
 
 def write_voc(data: Data, out: Path) -> None:

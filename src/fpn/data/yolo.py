@@ -25,6 +25,7 @@ from tqdm import tqdm
 from fpn.data.checks import RawSplit, check, check_classes
 from fpn.data.dataset import Data, Problem, Split
 from fpn.data.files import Listing, files_in, images_under, inside, is_image_name
+from fpn.data.outlines import Column
 from fpn.data.splits import ALIASES, ORDER
 from fpn.errors import DataError
 from fpn.words import counted
@@ -52,8 +53,8 @@ def find_config(path: Path) -> Path | None:
     return None
 
 
-def read(path: Path) -> Data:
-    """Reads a folder, or its data.yaml, as YOLO.
+def read(path: Path, outlines: bool = False) -> Data:
+    """Reads a folder, or its data.yaml, as YOLO, with the outlines of objects if asked.
 
     Raises:
         DataError: the YAML file cannot be used, or no image has a label file.
@@ -79,7 +80,9 @@ def read(path: Path) -> Data:
                 text = f"belongs to {times} images of this name; all are kept, delete all but one"
                 problems.append(Problem(label.removeprefix(os.path.join(root, "")), "", text, "duplicate-entry"))
         labelled += sum(label is not None for label in labels)
-        splits[name] = _read_split(name, root, images, labels, names, first_id, "kpt_shape" in config, problems)
+        splits[name] = _read_split(
+            name, root, images, labels, names, first_id, "kpt_shape" in config, outlines, problems
+        )
         first_id += len(images)
     if first_id > 1 and not labelled:
         raise DataError(
@@ -218,6 +221,7 @@ def _read_split(
     names: dict[int, str],
     first_id: int,
     with_keypoints: bool,
+    outlines: bool,
     problems: list[Problem],
 ) -> Split:
     position = {number: label for label, number in enumerate(names)}
@@ -226,6 +230,7 @@ def _read_split(
     image_of: list[int] = []
     numbers: list[int] = []
     kept: list[int] = []
+    column = Column()
     progress = tqdm(label_files, f"{name}: labels", delay=1, leave=False)
     for index, file in enumerate(progress):
         try:
@@ -243,6 +248,8 @@ def _read_split(
                 else:
                     labels.append(row[0])
                     boxes.append(row[1])
+                    if outlines:
+                        column.add(row[2])
                     image_of.append(len(kept))
                     numbers.append(number)
         kept.append(index)
@@ -266,6 +273,8 @@ def _read_split(
         refused={},
         where=where,
         normalised=True,
+        outlines=column.outlines() if outlines else None,
+        broken=column.broken,
     )
     return check(raw, problems)
 
@@ -278,8 +287,8 @@ class _Refused:
     reason: str
 
 
-def _row(line: str, position: dict[int, int], with_keypoints: bool) -> tuple[int, Box] | _Refused:
-    """Label and x1, y1, x2, y2 in fractions from one line, or what is wrong with it."""
+def _row(line: str, position: dict[int, int], with_keypoints: bool) -> tuple[int, Box, list[float]] | _Refused:
+    """Label, x1, y1, x2, y2 and outline (if it is one) in fractions from one line, or what is wrong with it."""
     try:
         number, *values = (float(word) for word in line.split())
     except ValueError:
@@ -290,9 +299,9 @@ def _row(line: str, position: dict[int, int], with_keypoints: bool) -> tuple[int
         return _Refused("box-not-finite", "has a number that is not finite")
     if len(values) == 4 or (with_keypoints and len(values) > 4):
         x, y, width, height = values[:4]
-        return position[int(number)], (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        return position[int(number)], (x - width / 2, y - height / 2, x + width / 2, y + height / 2), []
     if len(values) >= 6 and len(values) % 2 == 0:  # the outline of an object
         xs, ys = values[0::2], values[1::2]
-        return position[int(number)], (min(xs), min(ys), max(xs), max(ys))
+        return position[int(number)], (min(xs), min(ys), max(xs), max(ys)), values
     reason = f"has {len(values)} numbers after the class; a box has 4, an outline 6 or more, in pairs"
     return _Refused("broken-annotation", reason)

@@ -15,6 +15,7 @@ from fpn.errors import OptionError
 from fpn.evaluation.metrics import Metrics, Results, score
 from fpn.hardware import pick_device, pick_workers
 from fpn.model.detector import Detector
+from fpn.rle import encode_pasted
 from fpn.structures import Batch, Detections
 
 NOTHING = (np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))  # image, box, score, label
@@ -55,16 +56,18 @@ def detect_split(
         batch,
         training=False,
         workers=pick_workers(workers),
+        square=detector.spec.square_side,
     )
     bar = tqdm(total=len(split), desc=f"detecting in {split.name}", unit=" images", disable=not progress, leave=False)
     detector.eval().to(target)
     with bar, torch.inference_mode():
-        found = []
+        shards = [collect([], detector, split)]
         for images in batches:
             if images is not None:
-                found.append((images.indices, detect_original(detector, images.to(target)).to("cpu")))
+                found = detect_original(detector, images.to(target)).to("cpu")
+                shards.append(collect([(images.indices, found)], detector, split))
                 bar.update(len(images))
-        return collect(found, detector, split)
+        return merge(shards)
 
 
 def check_classes(detector: Detector, split: Split) -> None:
@@ -87,10 +90,11 @@ def detect_original(detector: Detector, batch: Batch) -> Detections:
 def collect(found: Iterable[tuple[Tensor, Detections]], detector: Detector, split: Split) -> Results:
     """The detections of many batches, each with the positions (B,) of its images, on the CPU, in flat arrays.
 
-    Classes that the split does not have are left out.
+    Classes that the split does not have are left out. Masks are laid into images of the annotated size and encoded.
     """
     images: list[np.ndarray] = [np.zeros(0, np.int64)]
     parts: list[tuple[np.ndarray, ...]] = [NOTHING]
+    masks: list[str] = []
     to_split = np.array([split.classes.index(c) if c in split.classes else -1 for c in detector.classes])
     for indices, detections in found:
         images.append(indices.numpy())
@@ -99,11 +103,24 @@ def collect(found: Iterable[tuple[Tensor, Detections]], detector: Detector, spli
         owner = indices[:, None].expand_as(real)[real].numpy()
         boxes, scores = detections.boxes[real].double().numpy(), detections.scores[real].double().numpy()
         parts.append(tuple(column[labels >= 0] for column in (owner, boxes, scores, labels)))
-    return Results(np.concatenate(images), *(np.concatenate(column) for column in zip(*parts, strict=True)))
+        for row, index in enumerate(indices.tolist() if detections.masks is not None else ()):
+            one, (height, width) = detections[row], split.sizes[index].tolist()
+            kept = torch.from_numpy(to_split[one.labels.numpy()] >= 0)
+            assert one.masks is not None
+            masks += encode_pasted(one.masks[kept], one.boxes[kept], (height, width))
+    owners, boxes, scores, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Results(np.concatenate(images), owners, boxes, scores, labels, masks if detector.has_masks else None)
 
 
 def merge(shards: Iterable[Results]) -> Results:
     """The results of several processes as one."""
     shards = list(shards)
-    names = ("images", "indices", "boxes", "scores", "labels")
-    return Results(*(np.concatenate([getattr(shard, name) for shard in shards]) for name in names))
+    masks = [shard.masks for shard in shards if shard.masks is not None]
+    return Results(
+        np.concatenate([shard.images for shard in shards]),
+        np.concatenate([shard.indices for shard in shards]),
+        np.concatenate([shard.boxes for shard in shards]),
+        np.concatenate([shard.scores for shard in shards]),
+        np.concatenate([shard.labels for shard in shards]),
+        [text for part in masks for text in part] if masks else None,
+    )

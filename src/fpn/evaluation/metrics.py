@@ -9,11 +9,13 @@ scores are rounded as `to_coco` writes them before they are scored, so that its 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from fpn.data.dataset import Split
+from fpn.data.outlines import rectangle
 from fpn.errors import OptionError
 from fpn.words import some_of
 
@@ -22,12 +24,16 @@ SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**
 _SIZE_WORDS = {"small": "of at most 32x32", "medium": "between 32x32 and 96x96", "large": "of 96x96 or more"}
 
 
+Kind = Literal["bbox", "segm"]  # what overlap is measured between, as the evaluator calls it
+
+
 @dataclass(frozen=True)
 class Results:
     """All detections on a split, as flat arrays: `n` detections on the `i` images that were looked at.
 
     Positions are those of images in the split. Only the ground truth of `images` counts, so an image that could not be
-    read belongs in neither. Boxes are (x1, y1, x2, y2) in pixels of the image as given; labels run from 0.
+    read belongs in neither. Boxes are (x1, y1, x2, y2) in pixels of the image as given; labels run from 0. `masks`, of
+    detectors that have them, are compressed run lengths (see `fpn.rle`) in images of the annotated size.
     """
 
     images: Int[np.ndarray, " i"]
@@ -35,31 +41,50 @@ class Results:
     boxes: Float[np.ndarray, "n 4"]
     scores: Float[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"]
+    masks: list[str] | None = None
 
 
 class Metrics(dict[str, float]):
     """The 12 COCO numbers by name, from 0 to 1, or -1 where there is no object to measure them on.
 
     `per_class` has AP, AP50, AP75, AR and the number of objects of every class by its name; `notes` says in words why a
-    number is -1 and what was left out.
+    number is -1 and what was left out. `masks` are the same numbers of masks in place of boxes, where there are any.
     """
 
-    def __init__(self, numbers: dict[str, float], per_class: dict[str, dict[str, float]], notes: list[str]):
+    def __init__(
+        self,
+        numbers: dict[str, float],
+        per_class: dict[str, dict[str, float]],
+        notes: list[str],
+        masks: Metrics | None = None,
+    ):
         super().__init__(numbers)
         self.per_class = per_class
         self.notes = notes
+        self.masks = masks
 
     def as_dict(self) -> dict:
-        """Everything in one dictionary that `json` can write: the numbers, "per_class" and "notes"."""
-        return {**self, "per_class": self.per_class, "notes": self.notes}
+        """Everything in one dictionary that `json` can write: the numbers, "per_class", "notes" and "masks"."""
+        masks = {} if self.masks is None else {"masks": {**self.masks, "per_class": self.masks.per_class}}
+        return {**self, "per_class": self.per_class, "notes": self.notes, **masks}
+
+    def with_masks(self) -> dict[str, float]:
+        """The numbers of boxes, and those of masks as mask_AP and so on."""
+        return {**self, **{f"mask_{name}": value for name, value in (self.masks or {}).items()}}
 
     def summary(self) -> str:
-        """One line: AP, AP50 and AP by size of object."""
+        """One line: AP, AP50 and AP by size of object, and AP of masks."""
         sizes = " ".join(f"{size} {_number(self[f'AP_{size}'])}" for size in SIZES)
-        return f"AP {_number(self['AP'])}  AP50 {_number(self['AP50'])}  {sizes}"
+        masks = "" if self.masks is None else f"  masks {_number(self.masks['AP'])}"
+        return f"AP {_number(self['AP'])}  AP50 {_number(self['AP50'])}  {sizes}{masks}"
 
     def table(self) -> str:
-        """All 12 numbers, then a line for each class; "-" stands for -1, which `notes` explains."""
+        """All 12 numbers, then a line for each class; "-" stands for -1, which `notes` explains. Masks after boxes."""
+        if self.masks is None:
+            return self._table()
+        return f"boxes\n{self._table()}\n\nmasks\n{self.masks.table()}"
+
+    def _table(self) -> str:
         lines = [f"{name:<10}{_number(value):>7}" for name, value in self.items()]
         columns = [name for name in next(iter(self.per_class.values()), {}) if name != "objects"]
         width = max([len("class"), *map(len, self.per_class)])
@@ -73,6 +98,8 @@ class Metrics(dict[str, float]):
 def score(split: Split, results: Results, max_detections: int = 100) -> Metrics:
     """The COCO numbers of detections on a split.
 
+    With masks where both have some; an object without an outline counts as its box, and as everywhere with COCO, areas
+    of objects are the annotated ones, those of detected masks their pixels.
     COCO counts at most 100 detections of a class in an image; `max_detections` raises that for dense scenes (and
     AR100 is then called AR500, say). Raises OptionError where it is not above 10, the middle of COCO's three limits.
     """
@@ -81,7 +108,21 @@ def score(split: Split, results: Results, max_detections: int = 100) -> Metrics:
     assert not len(results.labels) or 0 <= results.labels.min() <= results.labels.max() < len(split.classes)
     assert np.isin(results.indices, results.images).all(), "detections on an image that is not among `images`"
 
-    precision, recall = _evaluate(split, results, max_detections)
+    counted = np.isin(split.image_of, results.images) & ~split.ignore
+    notes, masks = _notes(split, results, counted, max_detections), None
+    numbers, per_class = _numbers(split, results, counted, max_detections, "bbox")
+    if results.masks is not None and split.outlines is None:
+        notes.append(f"masks are not scored: split {split.name!r} has no outlines of its objects, or was read without")
+    elif results.masks is not None:
+        masks = Metrics(*_numbers(split, results, counted, max_detections, "segm"), notes)
+    return Metrics(numbers, per_class, notes, masks)
+
+
+def _numbers(
+    split: Split, results: Results, counted: np.ndarray, max_detections: int, kind: Kind
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """The 12 numbers, and some of them for each class. `counted` tells the objects that take part."""
+    precision, recall = _evaluate(split, results, max_detections, kind)
     sizes = [f"_{size}" for size in SIZES]
     numbers = {"AP": _mean(precision[:, :, :, 0, 2])}
     numbers |= {"AP50": _mean(precision[0, :, :, 0, 2]), "AP75": _mean(precision[5, :, :, 0, 2])}
@@ -89,7 +130,6 @@ def score(split: Split, results: Results, max_detections: int = 100) -> Metrics:
     numbers |= {f"AR{limit}": _mean(recall[:, :, 0, m]) for m, limit in enumerate((1, 10, max_detections))}
     numbers |= {f"AR{size}": _mean(recall[:, :, a, 2]) for a, size in enumerate(sizes, 1)}
 
-    counted = np.isin(split.image_of, results.images) & ~split.ignore
     objects = np.bincount(split.labels[counted], minlength=len(split.classes))
     per_class = {}
     for label, row in enumerate(np.argsort(np.argsort(split.category_ids))):  # the evaluator sorts classes by id
@@ -100,28 +140,44 @@ def score(split: Split, results: Results, max_detections: int = 100) -> Metrics:
             f"AR{max_detections}": _mean(recall[:, row, 0, 2]),
             "objects": float(objects[label]),
         }
-    return Metrics(numbers, per_class, _notes(split, results, counted, max_detections))
+    return numbers, per_class
 
 
 def to_coco(split: Split, results: Results) -> list[dict]:
-    """Detections as COCO results: image_id, category_id, bbox (x, y, width, height) to 1/1000 pixel, and score."""
+    """Detections as COCO results: image_id, category_id, bbox (x, y, width, height) to 1/1000 pixel, and score.
+
+    With masks also segmentation (compressed RLE). pycocotools takes the areas of detections from bbox where that is
+    there, so for the AP of masks by size of object take bbox out first.
+    """
     columns = (split.image_ids[results.indices], split.category_ids[results.labels], *_rounded(results))
     rows = zip(*(column.tolist() for column in columns), strict=True)
-    return [{"image_id": i, "category_id": c, "bbox": b, "score": s} for i, c, b, s in rows]
+    entries: list[dict] = [{"image_id": i, "category_id": c, "bbox": b, "score": s} for i, c, b, s in rows]
+    for entry, mask in zip(entries, _segmentations(split, results), strict=True) if results.masks is not None else ():
+        entry["segmentation"] = mask
+    return entries
+
+
+def _segmentations(split: Split, results: Results) -> list[dict]:
+    assert results.masks is not None
+    sizes = split.sizes[results.indices].tolist()
+    return [{"size": size, "counts": counts} for size, counts in zip(sizes, results.masks, strict=True)]
 
 
 def ground_truth(split: Split) -> dict:
-    """The annotations of a split as a COCO dictionary; ignored boxes get iscrowd 1. Ids of annotations run from 1."""
+    """The annotations of a split as a COCO dictionary; ignored boxes get iscrowd 1. Ids of annotations run from 1.
+
+    Where the split has outlines every annotation has a segmentation; without one of its own that is its box.
+    """
     images = zip(split.image_ids.tolist(), split.files.tolist(), split.sizes.tolist(), strict=True)
     names = zip(split.category_ids.tolist(), split.classes, strict=True)
     return {
         "images": [{"id": i, "file_name": file, "height": h, "width": w} for i, file, (h, w) in images],
-        "annotations": _annotations(split, split.image_ids),
+        "annotations": _annotations(split, split.image_ids, split.outlines is not None),
         "categories": [{"id": category, "name": name} for category, name in names],
     }
 
 
-def _annotations(split: Split, ids: np.ndarray) -> list[dict]:
+def _annotations(split: Split, ids: np.ndarray, outlines: bool) -> list[dict]:
     # x1 + w - x1 is not always w in floating point; rounding brings back the number that the annotation file has.
     boxes = np.round(_xywh(split.boxes), 6)
     columns = (
@@ -132,23 +188,31 @@ def _annotations(split: Split, ids: np.ndarray) -> list[dict]:
         split.ignore.astype(int),
     )
     rows = zip(*(column.tolist() for column in columns), strict=True)
-    return [
+    entries: list[dict] = [
         {"id": n, "image_id": i, "category_id": c, "bbox": b, "area": a, "iscrowd": crowd}
         for n, (i, c, b, a, crowd) in enumerate(rows, 1)
     ]
+    for row, entry in enumerate(entries if outlines else ()):
+        assert split.outlines is not None
+        entry["segmentation"] = split.outlines.segmentation(row) or [rectangle(split.boxes[row])]
+    return entries
 
 
-def _evaluate(split: Split, results: Results, max_detections: int) -> tuple[np.ndarray, np.ndarray]:
+def _evaluate(split: Split, results: Results, max_detections: int, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
     """Precision (10 IoUs, 101 recalls, K, 4 sizes, 3 limits), recall (10, K, 4, 3); classes by id, -1 if undefined."""
     from faster_coco_eval import COCO, COCOeval_faster
+    from faster_coco_eval.core.mask import area
 
     classes = len(split.classes)
     if not classes or not len(results.images):  # the evaluator takes an empty list to mean "all"
         return np.full((10, 101, classes, 4, 3), -1.0), np.full((10, classes, 4, 3), -1.0)
     # Images are numbered anew, in the order of their ids: the evaluator keeps ids as floats, too short for some ids.
     ids = np.argsort(np.argsort(split.image_ids, kind="stable"), kind="stable") + 1
+    sizes = split.sizes[results.images].tolist()
     header = {
-        "images": [{"id": i} for i in ids[results.images].tolist()],
+        "images": [
+            {"id": i, "height": h, "width": w} for i, (h, w) in zip(ids[results.images].tolist(), sizes, strict=True)
+        ],
         "categories": [{"id": category} for category in split.category_ids.tolist()],
     }
     boxes, scores = _rounded(results)
@@ -157,8 +221,13 @@ def _evaluate(split: Split, results: Results, max_detections: int) -> tuple[np.n
         {"id": n, "image_id": i, "category_id": c, "bbox": b, "area": a, "score": s, "iscrowd": 0}
         for n, (i, c, b, a, s) in enumerate(zip(*(column.tolist() for column in columns), strict=True), 1)
     ]
+    if kind == "segm":
+        masks = _segmentations(split, results)
+        for entry, mask, pixels in zip(detections, masks, area(masks) if masks else (), strict=True):
+            entry |= {"segmentation": mask, "area": float(pixels)}
+    objects = _annotations(split, ids, kind == "segm")
     evaluator = COCOeval_faster(
-        COCO({**header, "annotations": _annotations(split, ids)}), COCO({**header, "annotations": detections}), "bbox"
+        COCO({**header, "annotations": objects}), COCO({**header, "annotations": detections}), kind
     )
     evaluator.params.maxDets = [1, 10, max_detections]
     evaluator.evaluate()

@@ -33,6 +33,7 @@ class Detector(nn.Module):
     score: float  # lowest score of a detection
     max_detections: int  # boxes an image, of all classes
     loss_weights: Mapping[str, float]  # every term of `losses`, and what it counts in training
+    has_masks: bool = False  # learns from outlines, and gives a mask with each detection
 
     def __init__(
         self,

@@ -47,3 +47,17 @@ def match(
     state = torch.where(best < positive, IGNORED, index)
     state = torch.where(best < negative, BACKGROUND, state)
     return torch.where(forced, index, state)
+
+
+def truth_of(boxes: Float[Tensor, "B N 4"], index: Int64[Tensor, "B S"]) -> Float[Tensor, "B S 4"]:
+    """The ground-truth box that each candidate stands for; any box where it is not positive, 0 where there is none."""
+    if not boxes.shape[1]:
+        return boxes.new_zeros((*index.shape, 4))
+    return boxes.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, 4))
+
+
+def labels_of(labels: Int64[Tensor, "B N"], index: Int64[Tensor, "B S"]) -> Int64[Tensor, "B S"]:
+    """The class of the box that each candidate stands for, -1 where it is not positive."""
+    if not labels.shape[1]:
+        return torch.full_like(index, -1)
+    return torch.where(index >= 0, labels.gather(1, index.clamp(min=0)), -1)

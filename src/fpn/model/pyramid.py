@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fpn.errors import OptionError
 
 NORMS = ("none", "batch", "group")
-EXTRAS = ("pool", "p5", "c5")
+EXTRAS = ("pool", "max", "p5", "c5")
 
 
 def upsample_to(top: Float[Tensor, "B d _h _w"], like: Float[Tensor, "B _c h w"]) -> Float[Tensor, "B d h w"]:
@@ -20,19 +20,27 @@ def upsample_to(top: Float[Tensor, "B d _h _w"], like: Float[Tensor, "B _c h w"]
     return F.interpolate(top, size=like.shape[-2:], mode="nearest")
 
 
+def halve(x: Float[Tensor, "B d h w"], kernel: int = 2) -> Float[Tensor, "B d _h _w"]:
+    """Max pooling of stride 2; half of an odd size is rounded up. A kernel of 3 is centred on every second place."""
+    # Of other than even sizes torch 2.11 would export it for the parity of the example only. The size that comes out is
+    # written as that of a convolution, so that the exporter knows it for the same.
+    below, right = ((side - 1) // 2 * 2 + 2 - side for side in x.shape[-2:])
+    even = F.pad(x, (0, right, 0, below), value=-torch.inf)
+    return F.max_pool2d(even, kernel, stride=2, padding=(kernel - 1) // 2)
+
+
 def every_second(x: Float[Tensor, "B d h w"]) -> Float[Tensor, "B d _h _w"]:
-    """Every second row and column, from the first on.
+    """Every second row and column, from the first on."""
+    return halve(x, kernel=1)
 
-    Neither a slice nor pooling with stride 2: torch 2.11 would export them for odd or for even sizes only.
+
+def convolution(inputs: int, outputs: int, kernel: int, norm: str, stride: int = 1) -> nn.Module:
+    """A convolution without non-linearity; its bias gives way to a norm where there is one.
+
+    It keeps the size, or with stride 2 halves it, rounding up. Weights are drawn uniformly with variance 1 / fan-in and
+    biases are 0 (Caffe2's XavierFill, as in detectron2 and torchvision).
     """
-    for dim in (2, 3):
-        x = x.index_select(dim, torch.arange(0, x.shape[dim], 2, device=x.device))
-    return x
-
-
-def convolution(inputs: int, outputs: int, kernel: int, norm: str) -> nn.Module:
-    """A convolution that keeps the size, no non-linearity; its bias gives way to a norm where there is one."""
-    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=norm == "none")
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=norm == "none")
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
@@ -51,28 +59,39 @@ def convolution(inputs: int, outputs: int, kernel: int, norm: str) -> nn.Module:
 class Extra(nn.Module):
     """The levels above the backbone's highest, each half the size of the one below.
 
-    method: "pool" takes every second place of the level below (FPN paper, footnote 1; no weights); "p5" makes
-    them by 3x3 convolutions of stride 2, the first from the highest pyramid level, "c5" the first from the highest
-    backbone level (RetinaNet, section 4), with a ReLU before each but the first.
+    method: "pool" takes every second place of the level below (FPN paper, footnote 1; LastLevelMaxPool of detectron2
+    and torchvision), "max" the largest of 2x2 (NAS-FPN); "p5" makes them by 3x3 convolutions of stride 2, the first
+    from the highest pyramid level, "c5" the first from the highest backbone level (RetinaNet, section 4; LastLevelP6P7
+    of detectron2 and torchvision).
+    relu: whether there is one before each convolution but the first. norm: what follows each convolution. mmdetection
+    gives these levels the norm of the others and, but for FCOS, no ReLU.
     """
 
-    def __init__(self, method: str, count: int, c5: int, width: int):
+    def __init__(self, method: str, count: int, c5: int, width: int, relu: bool = True, norm: str = "none"):
         super().__init__()
         if method not in EXTRAS:
             raise OptionError(f"extra levels {method!r}: it must be {', '.join(EXTRAS)}")
-        self.method, self.count = method, count
+        self.method, self.count, self.relu = method, count, relu
         inputs = [c5 if method == "c5" else width, *[width] * (count - 1)][:count]
-        self.convs = nn.ModuleList(nn.Conv2d(n, width, 3, 2, 1) for n in inputs if method != "pool")
-        for name, parameter in self.named_parameters():
-            nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.kaiming_uniform_(parameter, a=1)
+        learnt = method in ("p5", "c5")
+        self.convs = nn.ModuleList(convolution(n, width, 3, norm, stride=2) for n in inputs if learnt)
 
     def forward(self, p5: Float[Tensor, "B d _ _"], c5: Float[Tensor, "B _c _ _"]) -> list[Float[Tensor, "B d _ _"]]:
         """P6, P7 ... from P5 and C5."""
         levels, x = [], c5 if self.method == "c5" else p5
         for n in range(self.count):
-            x = every_second(x) if self.method == "pool" else self.convs[n](F.relu(x) if n else x)
+            x = self.above(n, x)
             levels.append(x)
         return levels
+
+    def above(self, n: int, x: Float[Tensor, "B _ h w"]) -> Float[Tensor, "B d _h _w"]:
+        """The n-th of the extra levels, counted from 0, from the level below."""
+        match self.method:
+            case "pool":
+                return every_second(x)
+            case "max":
+                return halve(x)
+        return self.convs[n](F.relu(x) if n and self.relu else x)
 
 
 class FPN(nn.Module):
@@ -84,6 +103,8 @@ class FPN(nn.Module):
     extra: how levels above the backbone's are made.
     norm: "none" (the paper), "batch" or "group" after each convolution.
     fuse: "sum" (the paper) or "average" of lateral and upsampled map.
+    extra_relu: whether there is a ReLU between the levels that are made by convolutions. extra_norm: whether the norm
+        follows these as well; see `Extra`.
     """
 
     def __init__(
@@ -94,6 +115,8 @@ class FPN(nn.Module):
         extra: str = "pool",
         norm: str = "none",
         fuse: str = "sum",
+        extra_relu: bool = True,
+        extra_norm: bool = False,
     ):
         super().__init__()
         if fuse not in ("sum", "average"):
@@ -103,7 +126,8 @@ class FPN(nn.Module):
         self.scale = 1.0 if fuse == "sum" else 0.5
         self.lateral = nn.ModuleDict({str(k): convolution(channels[k], width, 1, norm) for k in self.own})
         self.output = nn.ModuleDict({str(k): convolution(width, width, 3, norm) for k in self.own})
-        self.extra = Extra(extra, len(self.levels) - len(self.own), channels[self.own[-1]], width)
+        count, c5 = len(self.levels) - len(self.own), channels[self.own[-1]]
+        self.extra = Extra(extra, count, c5, width, extra_relu, norm if extra_norm else "none")
 
     def forward(self, c: Mapping[int, Float[Tensor, "B _ _ _"]]) -> dict[int, Float[Tensor, "B d _ _"]]:
         """{2: C2 .. 5: C5} -> {2: P2 .. 6: P6}."""

@@ -34,11 +34,12 @@ def pool_regions(
     """The features of every region, from the level that `levels` names; zeros where that is none of the pyramid's.
 
     method: "align" is RoIAlign (He et al. 2017) with half-pixel correction (detectron2's aligned), "align_v1" RoIAlign
-    without (torchvision's default), "pool" the RoI max pooling of the FPN paper.
+    without (torchvision's default), "pool" the RoI max pooling of the FPN paper. sampling_ratio: RoIAlign takes this
+    many points along each side of a cell; 0: as many as the cell is long on its map, rounded up (detectron2).
     """
-    if method == "pool":
-        return max_pool(pyramid, boxes, levels, size)
     assert method in POOLINGS, method
+    if method == "pool" or sampling_ratio == 0:
+        return level_by_level(pyramid, boxes, levels, size, method)
     return align(pyramid, boxes, levels, size, sampling_ratio, half_pixel=method == "align")
 
 
@@ -108,19 +109,27 @@ def taps(
     return index.unflatten(2, (size, samples)).flatten(3), weight.unflatten(2, (size, samples)).flatten(3)
 
 
-def max_pool(
+def level_by_level(
     pyramid: Mapping[int, Float[Tensor, "B d _ _"]],
     boxes: Float[Tensor, "B R 4"],
     levels: Int64[Tensor, "B R"],
     size: int,
+    method: str,
 ) -> Float[Tensor, "BR d s s"]:
-    """RoI max pooling (Girshick 2015), of every region on every level; all but the wanted level's result is dropped."""
+    """torchvision's pooling, where the work in a region depends on its size: RoI max pooling (Girshick 2015), adaptive
+    RoIAlign. Every level pools all regions, those of other levels shrunk to nothing, which costs little.
+    """
     image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None].expand(
         -1, boxes.shape[1], 1
     )
     rois = torch.cat([image, boxes], dim=2).flatten(0, 1)
-    each = [
-        torchvision.ops.roi_pool(p.float(), rois, size, 2.0**-level) * (levels == level).flatten()[:, None, None, None]
-        for level, p in pyramid.items()
-    ]
-    return torch.stack(each).sum(0)
+    aligned, pooled = method == "align", torch.zeros(())
+    for level, p in pyramid.items():
+        here = (levels == level).flatten()
+        own = torch.cat([rois[:, :1], rois[:, 1:] * here[:, None]], dim=1)
+        if method == "pool":
+            found = torchvision.ops.roi_pool(p.float(), own, size, 2.0**-level)
+        else:
+            found = torchvision.ops.roi_align(p.float(), own, size, 2.0**-level, -1, aligned)
+        pooled = pooled + found * here[:, None, None, None]
+    return pooled

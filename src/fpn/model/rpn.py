@@ -62,11 +62,13 @@ def propose(
     per_level: int,
     total: int,
     iou: float,
+    score: float = 0.0,
     min_side: float = 1e-3,
 ) -> Proposals:
     """The best `per_level` anchors of each level, decoded, clipped, thinned by NMS within the level; the best of all.
 
-    No gradient flows through proposals. The number of rows is always `total`, whatever the image size.
+    None has a score below `score` or a side below `min_side` pixels. No gradient flows through proposals. The
+    number of rows is always `total`, whatever the image size.
     """
     found = [
         best_of_level(rpn_out.logits[k].detach(), rpn_out.offsets[k].detach(), anchors[k], per_level) for k in anchors
@@ -74,7 +76,7 @@ def propose(
     boxes, scores, valid = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
     level = torch.arange(len(found), device=boxes.device).repeat_interleave(per_level).expand_as(scores)
     boxes = box.clip(boxes, sizes)
-    valid = valid & ((boxes[..., 2:] - boxes[..., :2]) >= min_side).all(-1)
+    valid = valid & (scores >= score) & ((boxes[..., 2:] - boxes[..., :2]) >= min_side).all(-1)
     boxes = torch.where(valid[..., None], boxes, 0.0)  # weights that went NaN must not become indices
     keep = nms(boxes, scores, level, valid, iou)
     scores, order = torch.where(keep, scores, -1.0).topk(min(total, scores.shape[1]), dim=1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from fpn.model.matching import BACKGROUND
@@ -35,6 +35,28 @@ class Sampled:
         if values.ndim == 2:
             return values.gather(1, self.positions)
         return values.gather(1, self.positions[..., None].expand(-1, -1, values.shape[2]))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """S regions an image for the second stage to learn from.
+
+    labels: K is background. truth, index: the box that a positive stands for and its row in the targets; of the others
+    any box, and BACKGROUND or IGNORED. chosen: which are positive, and which only padding.
+    """
+
+    boxes: Float[Tensor, "B S 4"]
+    labels: Int64[Tensor, "B S"]
+    truth: Float[Tensor, "B S 4"]
+    index: Int64[Tensor, "B S"]
+    chosen: Sampled
+
+    def first(self, count: int) -> Examples:
+        """The first `count` of each image; as `sample` chooses them, positives come before all others."""
+        boxes, labels, truth, index = (part[:, :count] for part in (self.boxes, self.labels, self.truth, self.index))
+        chosen = self.chosen
+        some = Sampled(chosen.positions[:, :count], chosen.valid[:, :count], chosen.positive[:, :count])
+        return Examples(boxes, labels, truth, index, some)
 
 
 def sample(

@@ -18,9 +18,9 @@ from fpn.data.batching import seed_from
 from fpn.data.mixing import Mixing
 from fpn.errors import TrainingError
 from fpn.evaluation.evaluate import collect, detect_original, merge
-from fpn.evaluation.metrics import Metrics, score
+from fpn.evaluation.metrics import Metrics, Results, score
 from fpn.model.detector import Detector
-from fpn.structures import Batch, Detections
+from fpn.structures import Batch
 from fpn.training.meters import Meters
 from fpn.training.schedule import factor
 from fpn.training.settings import Settings, augmentation_of
@@ -40,7 +40,7 @@ class Learner(pl.LightningModule):
         self.detector, self.settings, self.train_split, self.val_split = detector, settings, train, val
         self.out = out
         self.average = copy.deepcopy(detector).requires_grad_(False) if settings.ema else detector
-        self.found: list[tuple[Tensor, Detections]] = []
+        self.found: list[Results] = []
         self.metrics: Metrics | None = None
         self.meters = Meters()
         self.stop = self.save = False
@@ -151,18 +151,20 @@ class Learner(pl.LightningModule):
 
     def validation_step(self, batch: Batch | None, _: int) -> None:
         if batch is not None:
-            self.found.append((batch.indices.cpu(), detect_original(self.average, batch).to("cpu")))
+            assert self.val_split is not None
+            found = (batch.indices.cpu(), detect_original(self.average, batch).to("cpu"))
+            self.found.append(collect([found], self.average, self.val_split))
 
     def on_validation_epoch_end(self) -> None:
         assert self.val_split is not None
-        results = collect(self.found, self.average, self.val_split)
+        results = merge([collect([], self.average, self.val_split), *self.found])
         self.found = []
         if self.trainer.world_size > 1:
             shards = [results] * self.trainer.world_size
             torch.distributed.all_gather_object(shards, results)
             results = merge(shards)
         self.metrics = score(self.val_split, results, max(100, self.detector.max_detections))
-        self.log_dict({f"val/{name}": value for name, value in self.metrics.items()}, rank_zero_only=True)
+        self.log_dict({f"val/{name}": value for name, value in self.metrics.with_masks().items()}, rank_zero_only=True)
 
     def configure_optimizers(self):
         s = self.settings
@@ -205,6 +207,8 @@ class Learner(pl.LightningModule):
             world=self.trainer.world_size,
             pin_memory=self.settings.device.startswith("cuda"),
             mixing=mixing,
+            square=self.detector.spec.square_side,
+            masks=training and self.detector.has_masks,
         )
 
 

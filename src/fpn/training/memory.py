@@ -28,13 +28,15 @@ def largest_batch(
     fits, and on systems that do not tell how much memory a process uses.
     """
     size, objects = largest_size(split, max(scales), detector.spec.sides[1]), mixed * most_boxes([split])[0]
+    if detector.spec.square:
+        size = (max(size), max(size))
     model = copy.deepcopy(detector).to(device).train()
     forget_peak(device)
     fits, free, base, before = 0, free_memory(device), peak(device), 0
     while fits < LARGEST[device.type]:
         batch = max(1, 2 * fits)
         try:
-            step(model, made_up_batch(batch, size, objects), device, bf16)
+            step(model, made_up_batch(batch, size, objects, detector.has_masks), device, bf16)
         except (torch.OutOfMemoryError, MemoryError):
             break
         used = peak(device) - base
@@ -57,13 +59,14 @@ def largest_size(split: Split, short: int, long: int) -> tuple[int, int]:
     return int(-(-height // 32) * 32), int(-(-width // 32) * 32)
 
 
-def made_up_batch(count: int, size: tuple[int, int], objects: int) -> Batch:
-    height, width = size
-    corners = torch.rand(count, max(1, objects), 2) * torch.tensor([0.8 * width, 0.8 * height])
+def made_up_batch(count: int, size: tuple[int, int], objects: int, with_masks: bool = False) -> Batch:
+    (height, width), objects = size, max(1, objects)
+    corners = torch.rand(count, objects, 2) * torch.tensor([0.8 * width, 0.8 * height])
     targets = Targets(
         torch.cat([corners, corners + torch.tensor([0.1 * width, 0.1 * height])], dim=-1),
         torch.zeros(corners.shape[:2], dtype=torch.int64),
         torch.ones(corners.shape[:2], dtype=torch.bool),
+        torch.ones((count, objects, height, width), dtype=torch.uint8) if with_masks else None,
     )
     sizes = torch.tensor([size] * count)
     images = torch.randint(256, (count, 3, height, width), dtype=torch.uint8)

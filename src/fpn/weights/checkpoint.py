@@ -6,6 +6,7 @@ Reading one never runs code: safetensors holds only tensors, the metadata is JSO
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fpn.build import Spec, from_spec
 from fpn.errors import CheckpointError, FpnError
+from fpn.model.backbone import OWN
 from fpn.model.detector import Detector
 from fpn.writing import replacing
 
 KEY = "fpn"  # the metadata entry that marks a file as ours
 FORMAT = 1
+PUBLISHED = re.compile(r"torchvision:/{1,2}(.*)")  # a path that went through pathlib has one slash
 
 
 def save(detector: Detector, path: str | Path, about: Mapping[str, Any] | None = None) -> Path:
@@ -45,15 +48,24 @@ def save_state(
     return path
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> Detector:
+def load(path: str | Path, device: str | torch.device = "cpu", backbone: nn.Module | None = None) -> Detector:
     """The detector in a checkpoint, ready to detect: it knows its classes, sizes and normalisation.
+
+    backbone: where it was built with a module of the user's own, such a module; the checkpoint fills in its weights.
+    path: a file, or "torchvision://NAME" for the weights that torchvision publishes for its model of that name, with
+        the classes of COCO; see `fpn.weights.published`.
 
     Raises CheckpointError, naming what is wrong, for a file that is not one or whose tensors do not fit.
     """
+    if name := PUBLISHED.fullmatch(str(path)):
+        from fpn.weights.published import published
+
+        path = published(name[1])
     path = Path(path)
     content, state = read(path)
+    check_own(content.get("spec"), backbone, path)
     try:
-        detector = from_spec(Spec.from_dict(content["spec"]))
+        detector = from_spec(Spec.from_dict(content["spec"]), module=backbone)
     except (FpnError, TypeError, KeyError, AttributeError) as error:
         version = content.get("version", "unknown")
         raise CheckpointError(
@@ -61,6 +73,18 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Detector:
         ) from error
     fill(detector, state, path)
     return detector.eval().to(device)
+
+
+def check_own(spec: Any, backbone: nn.Module | None, path: Path) -> None:
+    """Raises CheckpointError unless there is a module of the user's own exactly where the checkpoint needs one."""
+    name = str(spec.get("backbone")) if isinstance(spec, dict) else ""
+    if name.startswith(OWN) and backbone is None:
+        kind = name.removeprefix(OWN)
+        raise CheckpointError(
+            f"{path}: its backbone is a module of its maker's own, {kind}: load it with backbone={kind}(...)"
+        )
+    if not name.startswith(OWN) and backbone is not None:
+        raise CheckpointError(f"{path}: its backbone is {name}, which fpn builds itself: load it without backbone=")
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -82,6 +106,20 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: its metadata is damaged ({error})") from error
     return content, state
+
+
+def is_detector(weights: str | Path) -> bool:
+    """Whether these are the weights of a whole detector that `load` reads, not of a backbone alone."""
+    if str(weights).startswith("torchvision://"):
+        return True
+    path = Path(weights)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def fill(detector: Detector, state: Mapping[str, Tensor], path: str | Path) -> None:
