@@ -95,7 +95,7 @@ def test_advice_is_on_the_screen_and_in_the_json(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--anchors", "32", "64"], "need five"),
+        (["--anchors", "32", "64"], "need 5"),
         (["--short", "8"], "at least 32"),
         (["--ratios", "0"], "above 0"),
         (["--out", "a.docx"], "must end in .png"),

@@ -1,3 +1,5 @@
+# The peer need not be installed where types are checked.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportCallIssue=false
 """detectron2's detectors and fpn's with the same weights on the same pixels: maps, proposals, detections, losses.
 
     python benchmarks/parity/detectron2_parity.py DETECTRON2 [--write] [--only NAME]
@@ -21,7 +23,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 import foreign_reference as reference
@@ -42,7 +44,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {  # name: (configuration,
 }
 
 
-def model_of(config: Path, changes: dict[str, Any]) -> nn.Module:
+def model_of(config: Path, changes: dict[str, Any]) -> Any:
     cfg = get_cfg()
     cfg.merge_from_file(str(config))
     always = {
@@ -70,7 +72,7 @@ def inputs() -> list[dict[str, Any]]:
     return found
 
 
-def numbers_of(model: nn.Module) -> dict[str, np.ndarray]:
+def numbers_of(model: Any) -> dict[str, np.ndarray]:
     """What detectron2 gives, as `reference.differences` wants it."""
     found: dict[str, np.ndarray] = {}
     model.eval()
@@ -83,9 +85,11 @@ def numbers_of(model: nn.Module) -> dict[str, np.ndarray]:
             found |= {f"proposals_{i}": p.proposal_boxes.tensor[:60].numpy() for i, p in enumerate(proposals)}
             results = model.inference(inputs(), do_postprocess=False)
         else:
-            clip_before_nms(model)
             features = [maps[name] for name in model.head_in_features]
             results = model.forward_inference(images, features, model.head(features))
+            for result in results:
+                result.pred_boxes.clip(result.image_size)
+            results = [result[result.pred_boxes.nonempty(1e-2)] for result in results]
     for i, result in enumerate(results):
         found |= {f"boxes_{i}": result.pred_boxes.tensor.numpy(), f"scores_{i}": result.scores.numpy()}
         found[f"labels_{i}"] = result.pred_classes.numpy().astype(np.uint8)
@@ -94,22 +98,7 @@ def numbers_of(model: nn.Module) -> dict[str, np.ndarray]:
     return found | {f"loss_{name}": np.array(value) for name, value in losses_of(model, images, maps).items()}
 
 
-def clip_before_nms(model: nn.Module) -> None:
-    """Let detectron2's RetinaNet clip boxes at the image's border before its NMS, as its Faster R-CNN does.
-
-    As it is it clips them after, so that boxes that reach out of the image are suppressed a little differently.
-    """
-    decode = model._decode_multi_level_predictions
-
-    def clipped(*arguments: Any) -> Instances:
-        found = decode(*arguments)
-        found.pred_boxes.clip(found.image_size)
-        return found
-
-    model._decode_multi_level_predictions = clipped
-
-
-def losses_of(model: nn.Module, images: ImageList, maps: dict[str, Tensor]) -> dict[str, float]:
+def losses_of(model: Any, images: ImageList, maps: dict[str, Tensor]) -> dict[str, float]:
     """The losses of detectron2 by our names, divided as ours are.
 
     detectron2 divides the RPN's by the number of examples that it would like to have, RetinaNet's by a running average

@@ -220,15 +220,18 @@ def train(
     from fpn.training.resume import STATE
     from fpn.training.settings import check
     from fpn.training.train import read_config
+    from fpn.weights.checkpoint import is_detector
 
     if resume and out is None:
         raise OptionError("--resume needs --out, the folder of the run that is to go on")
-    data = fpn.data.load(path)
+    stored = read_config(out) if resume and out is not None else {}
+    source = fpn.load(parts.weights) if parts.weights is not None and is_detector(parts.weights) else None
+    model = stored["detector"]["model"] if resume else source.spec.model if source else parts.model or "faster_rcnn"
+    data = fpn.data.load(path, outlines="mask" in model)
     tell(data)
     out = out or default_folder(path)
     chosen = asdict(options)
     if resume:
-        stored = read_config(out)
         if parts != BuildOptions():
             raise OptionError("a run that is resumed keeps its detector; leave out the options that describe one")
         detector, weights = from_spec(Spec.from_dict(stored["detector"])), stored.get("weights")
@@ -236,7 +239,7 @@ def train(
     else:
         check(**chosen)
         torch.manual_seed(options.seed)
-        detector, weights = first_build(data, parts, options.device)
+        detector, weights = first_build(data, parts, options.device, source)
     config = {"data": str(path), "weights": weights}
     try:
         run = fpn.train(detector, data, out=out, resume=resume, config=config, **chosen)
@@ -250,22 +253,22 @@ def train(
         print(f"best epoch {run.best_epoch}" + (f", AP {best['AP']:.3f}" if "AP" in best else "") + f": {run.best}")
 
 
-def first_build(data: Any, parts: BuildOptions, device: str):
+def first_build(data: Any, parts: BuildOptions, device: str, source: Any = None):
     """A detector for the data, with ImageNet weights unless told otherwise, and which weights it got.
 
-    Without internet it goes on from scratch, and says so.
+    source: the detector that it goes on from, where the weights are those of a whole one. Without internet it goes on
+    from scratch, and says so.
     """
     import fpn
     from fpn.data.fit import caps, default_short
     from fpn.errors import CheckpointError
     from fpn.hardware import pick_device
-    from fpn.weights.checkpoint import is_detector
 
     target = pick_device(device)
     given = {OF_SPEC.get(name, name): value for name, value in asdict(parts).items() if value is not None}
     weights = given.pop("weights", None)
-    if weights is not None and is_detector(weights):
-        tuned = fpn.weights.adapt(fpn.load(weights), data.classes, **{**caps(data), **given})
+    if source is not None:
+        tuned = fpn.weights.adapt(source, data.classes, **{**caps(data), **given})
         print(f"note: {weights}: {tuned}", file=sys.stderr)
         return tuned.detector, weights
     fitting = {"backbone": "resnet18" if target.type == "cpu" else "resnet50", "short": default_short(target)}
@@ -353,7 +356,7 @@ def evaluate(
     from fpn.evaluation.metrics import score, to_coco
 
     detector = fpn.load(checkpoint)
-    data = fpn.data.load(path)
+    data = fpn.data.load(path, outlines=detector.has_masks)
     tell(data)
     part = data[split]
     results = detect_split(detector, part, batch=batch, device=device, workers=workers)
@@ -411,7 +414,7 @@ def predict(
             unreadable += 1
             continue
         found = fpn.predict(detector, image, threshold, device)
-        picture = draw(image, found.boxes, found.labels, found.scores, found.classes)
+        picture = draw(image, found.boxes, found.labels, found.scores, found.classes, found.masks)
         name = free_name(file.stem, taken)
         with replacing(out / name) as unfinished:
             picture.save(unfinished, format="JPEG", quality=92)
@@ -424,14 +427,22 @@ def predict(
 
 
 def row_of(image: Any, found: Any) -> dict[str, Any]:
-    """One image of predictions.json; box is x1, y1, x2, y2 in pixels of the image as it is displayed."""
+    """One image of predictions.json; box is x1, y1, x2, y2 in pixels of the image as it is displayed.
+
+    A mask, where the detector gives some, is the segmentation in COCO's run lengths.
+    """
+    from fpn.predict import segmentations
+
+    size = (image.shape[1], image.shape[2])
     detections = [
         {"class": name, "score": round(score, 5), "box": [round(side, 2) for side in box], "level": level}
         for name, score, box, level in zip(
             found.names, found.scores.tolist(), found.boxes.tolist(), found.levels.tolist(), strict=True
         )
     ]
-    return {"height": image.shape[1], "width": image.shape[2], "detections": detections}
+    for detection, mask in zip(detections, segmentations(found, size) or [], strict=False):
+        detection["segmentation"] = mask
+    return {"height": size[0], "width": size[1], "detections": detections}
 
 
 def free_name(stem: str, taken: set[str]) -> str:

@@ -23,7 +23,16 @@ from fpn.model.timm_backbone import TimmLevels, build_timm
 from fpn.model.vit import PlainViT, SimplePyramid
 from fpn.weights.files import read_tensors
 
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d")
+RESNETS = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+)
 VGGS = tuple(f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn"))
 MOBILENETS = ("mobilenet_v2", "mobilenet_v3_large")
 CONVNEXTS = tuple(f"convnext_{size}" for size in ("tiny", "small", "base", "large"))

@@ -53,10 +53,13 @@ def dense_detections(
     count: int,
     classes: tuple[str, ...] = (),
     geometric_mean: bool = False,
+    clip_first: bool = True,
     min_side: float = 1e-2,
 ) -> Detections:
     """Every anchor may become a box of every class: the best `candidates` pairs of each level, those above `score`
     thinned by NMS within the class, the best of all. `decode` makes boxes of (offsets, anchors).
+
+    clip_first: boxes are cut at the image's borders before the NMS, as torchvision does, not after, as detectron2 does.
     """
     found = []
     for level in anchors:
@@ -66,10 +69,13 @@ def dense_detections(
         boxes = decode(offsets, anchors[level][place])
         found.append((boxes, scores, labels, torch.full_like(labels, level)))
     boxes, scores, labels, levels = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
-    boxes = box.clip(boxes, sizes)
-    valid = (scores > score) & ((boxes[..., 2:] - boxes[..., :2]) >= min_side).all(-1)
-    keep = nms(boxes, scores, labels, valid, iou)
-    return select(boxes, torch.where(keep, scores, -1.0), labels, levels, count, classes)
+    clipped = box.clip(boxes, sizes)
+    inside = ((clipped[..., 2:] - clipped[..., :2]) >= min_side).all(-1)
+    if clip_first:
+        keep = nms(clipped, scores, labels, (scores > score) & inside, iou)
+    else:
+        keep = nms(boxes, scores, labels, scores > score, iou) & inside
+    return select(clipped, torch.where(keep, scores, -1.0), labels, levels, count, classes)
 
 
 def best_pairs(

@@ -27,8 +27,8 @@ class RetinaNet(Detector):
     positive, negative: IoU from which an anchor is positive, below which it is background (section 4). alpha, gamma:
     of the focal loss (Eq. 5, table 1b). box_loss: "smooth_l1" of the offsets, with `beta` below which it is a square
     (0: plain L1), or "giou" of the boxes. per_image: losses are divided by the positives of each image and averaged, as
-    torchvision does it; otherwise by those of the batch. candidates: pairs of anchor and class of each level that go
-    into the NMS. max_detections: boxes an image, of all classes.
+    torchvision does it; otherwise by those of the batch. clip_first: see `dense_detections`. candidates: pairs of
+    anchor and class of each level that go into the NMS. max_detections: boxes an image, of all classes.
     """
 
     anchors: Anchors
@@ -50,6 +50,7 @@ class RetinaNet(Detector):
         beta: float = 0.0,
         box_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
         per_image: bool = False,
+        clip_first: bool = True,
         candidates: int = 1000,
         box_nms: float = 0.5,
         score: float = 0.05,
@@ -62,7 +63,7 @@ class RetinaNet(Detector):
         self.anchors, self.head = anchors, head
         self.positive, self.negative, self.alpha, self.gamma = positive, negative, alpha, gamma
         self.box_loss, self.beta, self.box_weights, self.per_image = box_loss, beta, box_weights, per_image
-        self.candidates, self.box_nms = candidates, box_nms
+        self.clip_first, self.candidates, self.box_nms = clip_first, candidates, box_nms
         self.score, self.max_detections = score, max_detections
 
     def detect(self, batch: Batch) -> Detections:
@@ -78,6 +79,7 @@ class RetinaNet(Detector):
             self.box_nms,
             self.max_detections,
             self.classes,
+            clip_first=self.clip_first,
         )
 
     def losses(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:

@@ -97,7 +97,8 @@ class Keeper(Callback):
             self.best, self.best_epoch = ap, epoch
         self.warn_if_starved(row["waiting"], pl_module.settings.workers)
         if trainer.is_global_zero:
-            about = {"epoch": epoch, "metrics": dict(pl_module.metrics or {})}
+            numbers = pl_module.metrics.with_masks() if pl_module.metrics else {}
+            about = {"epoch": epoch, "metrics": numbers}
             save(pl_module.average, self.out / "last.safetensors", about)
             if improved:
                 save(pl_module.average, self.out / "best.safetensors", about)
@@ -114,11 +115,11 @@ class Keeper(Callback):
             trainer.should_stop = True
 
     def row(self, epoch: int, trainer: pl.Trainer, learner: Learner) -> dict[str, float]:
-        meters = learner.meters
+        meters, numbers = learner.meters, learner.metrics.with_masks() if learner.metrics else {}
         return {
             "epoch": epoch,
             **{name: round(value, 5) for name, value in meters.means().items()},
-            **{name: round(value, 5) for name, value in (learner.metrics or {}).items()},
+            **{name: round(value, 5) for name, value in numbers.items()},
             "lr": float(f"{learner.learning_rate:.4g}"),
             "dropped_batches": meters.dropped,
             "seconds": round(meters.seconds(), 1),

@@ -29,7 +29,11 @@ def write_batch(batch: Batch, split: Split, values: Mapping[str, float], out: Pa
     about = {"files": [str(split.path(i)) for i in batch.indices.tolist()], "values": dict(values)}
     path = out / BAD_BATCH
     with replacing(path) as unfinished:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, unfinished, {"fpn": json.dumps(about)})
+        save_file(
+            {name: t.contiguous() for name, t in tensors.items() if t is not None},
+            unfinished,
+            {"fpn": json.dumps(about)},
+        )
     for row, (height, width) in enumerate(batch.sizes.tolist()):
         valid = targets.valid[row]
         boxes, labels = targets.boxes[row, valid], targets.labels[row, valid]

@@ -134,6 +134,7 @@ def retinanet(state: Mapping[str, Tensor], classes: Sequence[str] | None, common
         **common,
         extra="p5" if size_of(state, "pyramid.extra.convs.0.weight", PEER, 1) == common["width"] else "c5",
         tower_convolutions=sum(k.startswith("head.class_tower.") and state[k].ndim == 4 for k in state),
+        settings={"clip_first": False},
     )
 
 
