@@ -351,3 +351,51 @@ def test_backbones_compile_and_export_with_free_height_and_width(timm, name):
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_synchronised_batch_norm_keeps_timms_activation(timm, tmp_path):
+    """What Lightning does for `sync_batchnorm`, which replaces whatever is a batch norm by nothing more than that."""
+    backbone = build_backbone("timm:test_efficientnet").eval()
+    net = timm.create_model("test_efficientnet", features_only=True).eval()
+    backbone.net.load_state_dict(net.state_dict())  # the names are timm's
+    assert backbone.net.state_dict().keys() == net.state_dict().keys()
+    images = torch.randn(1, 3, 64, 64)
+    before = list(backbone(images).values())
+    torch.testing.assert_close(before, net(images)[1:])
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in synchronised.modules())
+    torch.testing.assert_close(list(synchronised(images).values()), before)
+    assert synchronised.net.state_dict().keys() == net.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["tiny", "timm:test_efficientnet", "timm:test_vit"])
+def test_what_no_level_needs_does_not_learn(timm, name):
+    """A pyramid that ends below C5 leaves weights without a gradient, which would stop a training on several GPUs."""
+    torch.manual_seed(0)
+    options = {"backbone": name, "classes": ["a"], "weights": "none", "width": 32}
+    detector, whole = fpn.build(levels=(2, 4), **options), fpn.build(**options)
+    assert list(detector.backbone.channels) == [2, 3, 4]
+    sum(p.square().sum() for p in detector.features(batch()).values()).backward()
+    parts = [*detector.backbone.parameters(), *detector.pyramid.parameters()]
+    assert all((p.grad is not None) == p.requires_grad for p in parts)
+    if name != "timm:test_vit":  # whose levels are not made from each other
+        assert detector.backbone.state_dict().keys() == whole.backbone.state_dict().keys()
+    assert all(p.requires_grad for p in whole.backbone.parameters())
+
+
+def test_levels_above_a_vits_are_refused_by_name():
+    body = plain_vit()
+    with pytest.raises(OptionError, match="levels 2, 3, 4, 5"):
+        fpn.build(backbone=SimplePyramid(body, body.channels), classes=["a"], levels=(6, 7), width=32)
+    with pytest.raises(OptionError, match="extra_norm"):
+        SimpleNeck({4: 32}, 32, (4, 5), extra="p5", extra_norm=True)
+
+
+def test_a_module_whose_channels_cannot_be_set():
+    class Fixed(Strides):
+        @property
+        def channels(self):
+            return {2: 8, 3: 8}
+
+    detector = fpn.build(backbone=Fixed(), classes=["a"], width=32, levels=(2, 4))
+    assert detector.backbone.channels == {2: 8, 3: 8}

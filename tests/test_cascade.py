@@ -23,7 +23,7 @@ from fpn.model.cascade_rcnn import CascadeRCNN, refined, rematched, scaled_gradi
 from fpn.model.faster_rcnn import examples_at, head_losses
 from fpn.model.matching import BACKGROUND, IGNORED
 from fpn.model.rpn import Proposals, RpnHead
-from fpn.model.sampling import Sampled
+from fpn.model.sampling import Sampled, filled
 from fpn.structures import Batch, Targets
 
 SIZE = torch.tensor([[256, 256]])
@@ -465,3 +465,34 @@ def test_detect_exports_with_dynamic_height_and_width():
                 some = batch(*shape)
                 same(detector.detect(some), exported(some))
     """)
+
+
+@pytest.mark.parametrize("model", ["faster_rcnn", "cascade_rcnn"])
+def test_padding_does_not_reach_the_batch_norm_of_the_head(model, monkeypatch):
+    """Twice as many places for examples as there are regions: the statistics are those of the regions alone."""
+    means = []
+    for count in (3, 6):
+        torch.manual_seed(0)
+        detector = fpn.build(model, backbone="tiny", classes=["a"], weights="none", width=32, hidden=16,
+                             box_convolutions=1, box_norm="batch").train()  # fmt: skip
+        boxes = torch.zeros(1, count, 4)
+        boxes[0, :3] = torch.tensor([[8.0, 8, 72, 72], [100, 40, 180, 200], [16, 16, 80, 80]])
+        valid = (torch.arange(count) < 3)[None]
+        chosen = Sampled(torch.arange(count)[None], valid, valid)
+        index = torch.where(valid, 0, IGNORED)
+        one = objects([8.0, 8, 72, 72])
+        examples = examples_at(boxes, index, chosen, one, 1)
+        losses = detector.box_losses(maps_of_width(32), examples, one, SIZE)
+        heads = detector.box_head if model == "cascade_rcnn" else [detector.box_head]
+        means.append((heads[0].convs[0][1].running_mean, losses))
+    torch.testing.assert_close(means[0], means[1])
+
+
+def maps_of_width(width: int) -> dict[int, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {k: torch.randn(1, width, 256 // 2**k, 256 // 2**k, generator=generator) for k in range(2, 7)}
+
+
+def test_rows_that_do_not_count_repeat_those_that_do():
+    wanted = torch.tensor([[False, True, False, True, False], [False] * 5, [True] * 5])
+    assert filled(wanted).tolist() == [[1, 1, 1, 3, 1], [0] * 5, [0, 1, 2, 3, 4]]

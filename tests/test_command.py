@@ -191,7 +191,7 @@ def test_mistakes_are_told_in_one_line(run, data, tmp_path, capsys):
         (["train", data, "--lr", "-1", *SMALL], "lr is -1"),
         (["train", data, "--short", "8", *SMALL[:4]], "short 8"),
         (["train", data, "--width", "0", *SMALL[:6]], "width is 0"),
-        (["train", data, "--anchors", "1", "2", *SMALL], "need five"),
+        (["train", data, "--anchors", "1", "2", *SMALL], "need 5"),
         (["train", data, "--flip", "2", *SMALL], "flip is 2"),
         (["train", data, "--seed", "-1", *SMALL], "seed is -1"),
         (["train", data, "--out", notes, *SMALL], "notes.txt"),

@@ -189,6 +189,13 @@ def test_limits_follow_the_densest_image() -> None:
     }
     assert most_boxes([few, dense]) == (5000, "1.jpg")
     assert caps({"train": split_of([[[0, 0, 9, 9]] * 120], [(10, 10)])}) == {"max_detections": 150}
+    # Only what a detector has is raised, and nothing is lowered.
+    assert caps({"train": dense}, {"max_detections": 300, "candidates": 1000, "score": 0.05}) == {
+        "max_detections": 6000,
+        "candidates": 12000,
+    }
+    own = {"max_detections": 9000, "proposals": (20000, 50), "proposals_per_level": (20000, 20000)}
+    assert caps({"train": dense}, own) == {"proposals": (20000, 12000)}
     assert [round_up(n) for n in (1, 99.5, 137, 6000, 6001)] == [1, 100, 140, 6000, 6100]
     detector = fpn.build(backbone="tiny", classes=("a",), weights="none", width=8, hidden=8, **caps({"train": dense}))
     assert detector.max_detections == 6000 and detector.spec.settings["proposals"] == (12000, 12000)

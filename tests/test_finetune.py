@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import fpn
 from fpn.errors import CheckpointError
@@ -47,6 +48,36 @@ def test_settings_of_the_source_stay_and_can_be_changed():
 def test_what_belongs_to_the_weights_cannot_be_changed():
     with pytest.raises(CheckpointError, match="a detector with width 16: leave out width"):
         adapt(tiny(), ("a",), width=32, backbone="tiny")
+
+
+def test_a_class_of_any_name_is_a_class():
+    source = tiny(("one more class", "+", "a+b"))
+    assert adapt(source, ("+", "one more class", "++")).replaced
+
+
+class Own(nn.Module):
+    """A user's own backbone, which can be frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(n, 8, 3, stride, 1) for n, stride in ((3, 4), (8, 2), (8, 2), (8, 2)))
+
+    def forward(self, x):
+        levels = {}
+        for level, conv in enumerate(self.convs, 2):
+            x = levels[level] = conv(x).relu()
+        return levels
+
+    def freeze(self, stages):
+        self.convs[: stages - 1].requires_grad_(False)
+
+
+@pytest.mark.parametrize("given, learning", [({}, 2), ({"freeze": 0}, 4), ({"freeze": 2}, 3)])
+def test_how_much_of_an_own_backbone_learns(given, learning):
+    source = fpn.build(backbone=Own(), classes=("a",), weights="none", short=64, width=16, hidden=16, freeze=3)
+    backbone = adapt(source, ("b",), **given).detector.backbone
+    assert sum(conv.weight.requires_grad for conv in backbone.convs) == learning
+    assert sum(conv.weight.requires_grad for conv in source.backbone.convs) == 2
 
 
 def test_the_source_is_left_alone():

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fpn.errors import CheckpointError
-from fpn.weights.detectron2 import anchor_options, from_detectron2, look_of, weights_in
+from fpn.weights.detectron2 import anchor_options, from_detectron2, look_of
+from fpn.weights.files import read_tensors
 from fpn.weights.foreign import coco_classes, names_for, ratio_first
 from fpn.weights.mmdetection import configuration_in, from_mmdetection, options_in
 from fpn.weights.pickles import Opaque, read_pickle, read_torch
@@ -121,6 +122,9 @@ def array_of(size: int, data: bytes) -> bytes:
         b"\x80\x02}" + pickle.dumps(nested(), 2)[2:-1] + b"K\x01s.",
         array_of(2**40, b"\0" * 8),
         array_of(-2, b"\0" * 8),
+        array_of(2**40, b"").replace(b"\x85c", b"K\x00\x86c"),  # of shape (2**40, 0)
+        b"\x80\x02\x8b" + struct.pack("<I", 2**20) + b"\x7f" * 2**20 + b".",  # a number of a million bytes
+        b"\x80\x04X\x2c\x01\x00\x00" + b"a" * 300 + b"q\x00h\x00\x93.",  # a name of 600 letters
         b"\x80\x02r\xff\xff\xff\x7f.",  # LONG_BINPUT of 2**31 - 1, on an empty stack
         b"\x80\x02N0N0b.",
         b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"ab.",  # BINBYTES8 of more bytes than there are
@@ -155,7 +159,7 @@ def test_nothing_multiplies_in_memory(tmp_path):
     (tmp_path / "laughs.pkl").write_bytes(pickle.dumps({"model": value}, 4))
     assert len(read_pickle(tmp_path / "laughs.pkl")["model"]) == 10  # shared, as they were written
     with pytest.raises(CheckpointError, match="holds no state dict"):
-        weights_in(tmp_path / "laughs.pkl")
+        read_tensors(tmp_path / "laughs.pkl")
 
 
 def test_every_cut_of_a_file_is_refused(tmp_path):
@@ -279,6 +283,30 @@ train = exit()
         assert configuration_in({"cfg": hostile}) == {}
 
 
+def test_strides_may_be_pairs():
+    text = "model = dict(rpn_head=dict(anchor_generator=dict(scales=[8], ratios=[1.0], strides=[(4, 4), (8, 8)])))"
+    spec = converted(next(f for f in FILES if f.stem == "mmdetection_faster_rcnn_r50"))[0].spec
+    assert options_in(configuration_in({"cfg": text}), spec)["anchor_sizes"] == (32.0, 64.0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model = 5",
+        "model = dict(neck=5)",
+        "model = dict(backbone=None)",
+        "model = dict(rpn_head=dict(), test_cfg=dict(rcnn=dict(score_thr='x')))",
+        "model = dict(rpn_head=dict(anchor_generator=dict(strides=[4], ratios=['x'], scales=[8])))",
+        "model = dict(rpn_head=dict(anchor_generator=dict(strides=[4], ratios=[1.0], scales=[0])))",
+        "img_norm_cfg = dict(mean=[1.0, 2.0], std=[1.0, 2.0])",
+    ],
+)
+def test_an_odd_configuration_is_one_error(text):
+    state = reference.load(next(f for f in FILES if f.stem == "mmdetection_faster_rcnn_r50"))[1]
+    with pytest.raises(CheckpointError, match="its configuration cannot be read"):
+        from_mmdetection({"state_dict": state, "meta": {"cfg": text}})
+
+
 def test_class_names_are_cocos_where_there_are_80():
     names = coco_classes()
     assert len(set(names)) == 80 and (names[0], names[79]) == ("person", "toothbrush")
@@ -304,6 +332,9 @@ def test_one_error_lists_all_that_does_not_fit(convert, stem):
     assert f"{box} has shape (3,)" in text and "pyramid.lateral.2.bias (in fpn's names) is missing" in text
     with pytest.raises(CheckpointError, match="2 tensors are unknown: another, one"):
         convert(state | {"one": torch.zeros(1), "another": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"90 tensors are unknown: .*, and 82 more$") as error:
+        convert(state | {f"other.{n}": torch.zeros(1) for n in range(90)})
+    assert len(str(error.value)) < 500
     with pytest.raises(CheckpointError):
         convert({})
     with pytest.raises(CheckpointError, match="no such file"):

@@ -22,7 +22,7 @@ from fpn.model.mask_head import MaskBranch, MaskHead, mask_loss, of_class, outli
 from fpn.model.masks import paste, window
 from fpn.model.matching import BACKGROUND
 from fpn.model.sampling import BOX_HEAD, Examples, Sampled, sample
-from fpn.structures import Batch, Targets
+from fpn.structures import Batch, Detections, Targets
 
 
 def fill_head(head: MaskHead, towers: nn.Module, predictor: nn.Module) -> None:
@@ -456,3 +456,39 @@ def test_pasting_outside_the_image_leaves_it_empty():
     covered = paste(torch.ones(4, 28, 28), boxes, (20, 30))
     assert not covered[:3].any() and covered[3].all()
     assert paste(torch.zeros(0, 28, 28), torch.zeros(0, 4), (20, 30)).shape == (0, 20, 30)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 100])
+def test_masks_are_the_same_however_many_are_made_at_once(monkeypatch, rows):
+    detector, seen = small(score=0.05, max_detections=40), []
+    with torch.no_grad():
+        whole = detector.detect(some_batch())
+        monkeypatch.setattr(mask_head, "ROWS", rows)
+        detector.masks.head.register_forward_hook(lambda _, regions, __: seen.append(len(regions[0]) // 2))
+        parts = detector.detect(some_batch())
+    torch.testing.assert_close(parts.masks, whole.masks)
+    assert max(seen) <= rows and sum(seen) < int(whole.count.max()) + rows
+
+
+def test_padding_is_not_outlined():
+    calls = []
+    some = branch()
+    some.head.register_forward_hook(lambda _, regions, __: calls.append(len(regions[0])))
+    zeros = torch.zeros(1, 250)
+    labels = torch.full((1, 250), -1)
+    labels[:, :3] = 1
+    found = Detections(torch.zeros(1, 250, 4), zeros, labels, labels, torch.tensor([3]))
+    masks = some.outline(pool, found).masks
+    assert calls == [100] and masks.shape[:2] == (1, 250) and masks[:, :3].any() and not masks[:, 3:].any()
+
+
+def test_supervision_gets_whole_masks():
+    sv = pytest.importorskip("supervision")
+    box = torch.tensor([[8.0, 4, 24, 20]])
+    found = Detections(
+        box, torch.ones(1), torch.tensor([0]), torch.tensor([2]), torch.tensor(1), ("a",), torch.ones(1, 8, 8)
+    )
+    assert found.to_supervision().mask is None
+    given = found.to_supervision((32, 48))
+    assert isinstance(given, sv.Detections) and given.mask.shape == (1, 32, 48)
+    assert given.mask[0, 6:18, 10:22].all() and not given.mask[0, 24:].any()

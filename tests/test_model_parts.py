@@ -14,8 +14,9 @@ from fpn.model.anchors import Anchors
 from fpn.model.backbone import BACKBONES, build_backbone
 from fpn.model.losses import box_loss, classification_loss, number_of, objectness_loss
 from fpn.model.nms import nms
-from fpn.model.pyramid import FPN, every_second, upsample_to
+from fpn.model.pyramid import FPN, BatchNorm, convolution, every_second, upsample_to
 from fpn.model.rpn import RpnOutput, propose
+from fpn.structures import Batch
 
 LIGHT = ["tiny", "resnet18", "resnet50", "resnext50_32x4d", "vgg11", "vgg16_bn", "mobilenet_v2", "mobilenet_v3_large"]
 
@@ -209,3 +210,29 @@ def test_classes_must_be_some_and_different(classes):
 def test_the_paper_preset_pools_by_maximum():
     detector = fpn.build(backbone="tiny", classes=["a"], weights="none", preset="paper", width=16)
     assert detector.pooling == "pool" and detector.box_beta == 1.0
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+def test_one_place_of_one_image_can_be_learnt_from(norm):
+    layer = convolution(32, 32, 3, norm).train()
+    out = layer(torch.randn(1, 32, 1, 1, requires_grad=True))
+    out.sum().backward()
+    assert out.isfinite().all() and all(p.grad is not None for p in layer.parameters())
+
+
+def test_batch_norm_of_one_place_uses_its_running_statistics():
+    norm, x = BatchNorm(4), torch.randn(1, 4, 1, 1)
+    norm(torch.randn(2, 4, 3, 3))
+    kept = norm.running_mean.clone()
+    torch.testing.assert_close(norm(x), norm.eval()(x))
+    assert torch.equal(norm.running_mean, kept)
+
+
+def test_a_detector_runs_in_bfloat16():
+    detector = fpn.build("mask_rcnn", backbone="tiny", classes=["a"], weights="none", width=32, hidden=32).eval()
+    sizes = torch.tensor([[64, 96]])
+    with torch.no_grad():
+        found = detector.bfloat16().detect(
+            Batch(torch.zeros(1, 3, 64, 96, dtype=torch.uint8), sizes, sizes, sizes[0, :1])
+        )
+    assert found.boxes.isfinite().all()

@@ -21,7 +21,7 @@ from fpn.errors import OptionError
 from fpn.model.bifpn import BiFPN, BiLayer, Fusion
 from fpn.model.nas_fpn import NASFPN, NasCell
 from fpn.model.pafpn import PAFPN
-from fpn.model.pyramid import FPN, Extra, halve
+from fpn.model.pyramid import FPN, Extra, GroupNorm, halve
 from fpn.structures import Sample
 
 CHANNELS = {2: 4, 3: 6, 4: 10, 5: 12}
@@ -186,7 +186,7 @@ def test_norms_and_relus_of_extra_levels():
     p6, p7 = plain(x, x)
     assert torch.equal(p7, plain.convs[1](p6.relu())) and torch.equal(without(x, x)[1], plain.convs[1](p6))
     normed = Extra("p5", 2, 6, 32, norm="group")
-    assert [type(part) for conv in normed.convs for part in conv] == [nn.Conv2d, nn.GroupNorm] * 2
+    assert [type(part) for conv in normed.convs for part in conv] == [nn.Conv2d, GroupNorm] * 2
     pyramid = FPN(CHANNELS, 8, (2, 7), "c5", "batch", extra_norm=True)
     assert sum(isinstance(m, nn.BatchNorm2d) for m in pyramid.modules()) == 10
     assert all(m.bias is None for m in pyramid.modules() if isinstance(m, nn.Conv2d))

@@ -12,6 +12,7 @@ from one_stage import batch_of, detector_on, maps_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fpn
+from fpn.model.losses import giou_loss
 from fpn.model.postprocess import best_pairs, rated
 from fpn.structures import Batch, Targets
 
@@ -194,3 +195,14 @@ def test_detect_exports_with_dynamic_height_and_width(model):
         """,
         model,
     )
+
+
+def test_the_giou_loss_in_numbers():
+    # Two unit squares a unit apart: no overlap, a hull of 3, of which 1 is empty; the same box; and no positive.
+    wanted = torch.tensor([[[0.0, 0, 1, 1]] * 3])
+    boxes = torch.tensor([[[2.0, 0, 3, 1], [0, 0, 1, 1], [5, 5, 6, 6]]], requires_grad=True)
+    loss = giou_loss(boxes, wanted, torch.tensor([[True, True, False]]), torch.tensor(2.0))
+    assert loss.item() == pytest.approx((1 + 1 / 3) / 2, abs=1e-5)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        loss.backward()
+    assert boxes.grad is not None and "aten::item" not in {event.key for event in profile.key_averages()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fpn
-from fpn.build import MODELS, NECKS, Spec, all_settings
+from fpn.build import MODELS, NECKS, OPTIONS_OF, Spec, all_settings
 from fpn.model.detector import Detector
 from fpn.structures import Batch, Targets
 
@@ -28,8 +28,9 @@ def detector_of(model: str, neck: str, backbone: str | nn.Module = "tiny", **opt
     torch.manual_seed(0)
     known = all_settings(Spec(model, ("a", "b"))).keys()
     settings = {name: value for name, value in SMALL.items() if name in known}
-    return fpn.build(model, backbone=backbone, classes=["a", "b"], weights="none", neck=neck, repeats=1, width=32,
-                     hidden=16, tower_convolutions=1, **settings, **options)  # fmt: skip
+    own = {name: 1 for name in ("repeats", "tower_convolutions") if {model, neck} & {*OPTIONS_OF[name]}}
+    return fpn.build(model, backbone=backbone, classes=["a", "b"], weights="none", neck=neck, width=32, hidden=16,
+                     **own, **settings, **options)  # fmt: skip
 
 
 def batch() -> Batch:

@@ -11,12 +11,13 @@ from data_folders import PICTURES, Picture, coco_content, save_json, write_coco,
 from PIL import Image
 
 import fpn
+from fpn.cli import BuildOptions, first_build
 from fpn.data import Data, Split
 from fpn.data.batching import seed_from
 from fpn.errors import DataError
 from fpn.evaluation.metrics import score
 from fpn.model.detector import Detector
-from fpn.training.preflight import Finding, caps, preflight, print_preflight, truth_as_results
+from fpn.training.preflight import Finding, _masks, caps, preflight, print_preflight, truth_as_results
 from fpn.training.settings import Options, Settings, resolve
 
 
@@ -91,6 +92,45 @@ def test_limits_come_from_the_densest_image(data: Data) -> None:
     assert any(f.good and "limits of 6,000 detections" in f.text and "5,000 objects" in f.text for f in findings)
     (doubt,) = [text for text in doubts(detector_for(data, proposals=(9, 1)), data["train"], None) if "limits" in text]
     assert doubt.endswith("fpn.build(..., proposals=(2000, 1000))")
+
+
+def test_one_stage_detectors_have_limits_of_their_own(data: Data) -> None:
+    dense = crowd(data["train"], 1100)
+    small = {"model": "retinanet", "tower_convolutions": 1}
+    (doubt,) = [text for text in doubts(detector_for(data, **small), dense, None) if "limits" in text]
+    assert "100 detections an image and 1,000 candidates a level" in doubt
+    assert doubt.endswith("fpn.build(..., max_detections=1400, candidates=2800)")
+    enough = detector_for(data, **small, max_detections=1400, candidates=2800)
+    assert not [text for text in doubts(enough, dense, None) if "limits" in text]
+
+
+@pytest.mark.parametrize("model", ["retinanet", "fcos", "atss", "faster_rcnn"])
+def test_the_command_raises_the_limits_that_a_detector_has(data: Data, model: str) -> None:
+    dense = replace(data, splits={"train": crowd(data["train"], 3000)})
+    parts = BuildOptions(model=model, backbone="tiny", weights="none", width=32, short=64)  # pyright: ignore
+    detector, _ = first_build(dense, parts, "cpu")
+    assert detector.max_detections == 3600
+    room = detector.proposals[1] if model == "faster_rcnn" else detector.candidates  # pyright: ignore
+    assert room == 7200
+    # Going on from it, the limits stay for data that need less.
+    fewer = replace(data, splits={"train": crowd(data["train"], 200)})
+    again, _ = first_build(fewer, BuildOptions(weights="it"), "cpu", source=detector)
+    assert again.spec.settings == detector.spec.settings
+
+
+def test_outlines_that_will_not_fit_into_memory(data: Data) -> None:
+    """A batch of 2 at 64 x 96 pixels takes 12,288 bytes an object: 2 GiB are 174,762 of them."""
+    detector = detector_for(data, model="mask_rcnn")
+
+    def found(count: int, batch: int = 2) -> list[Finding]:
+        split = crowd(data["train"], count)
+        return _masks(detector, split, settings_for(split, batch=batch))
+
+    assert found(174_762) == [] and found(174_763, batch=1) == []
+    (finding,) = found(174_763)
+    assert not finding.good and "0.png has 174,763 objects: the outlines of 2 images of 96x64 pixels" in finding.text
+    assert "take 2.0 GiB; take a smaller --batch or --short" in finding.text
+    assert _masks(detector_for(data), crowd(data["train"], 174_763), settings_for(data["train"])) == []
 
 
 def test_truth_that_no_detector_can_reach_is_explained(data: Data) -> None:

@@ -1,5 +1,6 @@
 """All of torchvision's detectors with a feature pyramid: the same numbers from the same weights, there and back."""
 
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
@@ -14,6 +15,8 @@ from torchvision.models.detection.image_list import ImageList
 import fpn
 from fpn.errors import CheckpointError
 from fpn.structures import Batch, Targets
+from fpn.weights.checkpoint import is_detector
+from fpn.weights.published import published
 from fpn.weights.torchvision import from_torchvision, to_torchvision
 from fpn.weights.torchvision_names import NEVER
 
@@ -235,7 +238,7 @@ def test_what_does_not_fit_is_listed_in_one_error():
     [
         ("backbone.fpn.inner_blocks.0.0.weight", torch.zeros(2, 3)),
         ("backbone.fpn.extra_blocks.p6.weight", torch.zeros(())),
-        ("head.classification_head.cls_logits.weight", torch.zeros(0)),
+        ("head.classification_head.cls_logits.weight", torch.zeros(1)),
         ("head.regression_head.bbox_reg.weight", torch.zeros(())),
         ("backbone.body.layer1.0.conv2.weight", torch.zeros(64)),
     ],
@@ -309,6 +312,18 @@ def test_published_weights_are_converted_once_and_kept(hub, monkeypatch):
     ]
     fpn.load("torchvision:/fasterrcnn_mobilenet_v3_large_320_fpn")
     assert len(calls) == 1
+    (kept,) = (hub / "fpn").iterdir()
+    kept.write_bytes(kept.read_bytes()[:1000])
+    assert is_detector(published("fasterrcnn_mobilenet_v3_large_320_fpn")) and len(calls) == 2
+
+
+def test_another_file_under_a_published_name_is_refused(hub):
+    file = hub / "checkpoints" / Path(detection.FCOS_ResNet50_FPN_Weights.COCO_V1.url).name
+    file.parent.mkdir(parents=True)
+    torch.save(to_torchvision(small("fcos")), file)
+    with pytest.raises(CheckpointError, match=f"{file.name}: damaged, or another file .*; delete it"):
+        fpn.load("torchvision://fcos_resnet50_fpn")
+    assert not (hub / "fpn").exists()
 
 
 def test_without_internet_the_address_is_told(hub, monkeypatch):

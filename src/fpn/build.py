@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
 
 import torch
 from torch import nn
@@ -14,10 +16,11 @@ from torch import nn
 from fpn.errors import OptionError
 from fpn.model.anchors import Anchors
 from fpn.model.atss import ATSS
-from fpn.model.backbone import OWN, build_backbone, default_freeze, default_norm, prepare
+from fpn.model.backbone import OWN, Backbone, build_backbone, default_freeze, default_norm, prepare
 from fpn.model.bifpn import BiFPN
 from fpn.model.box_head import ConvHead, TwoLayerHead
 from fpn.model.cascade_rcnn import CascadeRCNN
+from fpn.model.dense_head import NORMS as TOWER_NORMS
 from fpn.model.dense_head import DenseHead
 from fpn.model.detector import Detector
 from fpn.model.dry_run import dry_run
@@ -26,9 +29,10 @@ from fpn.model.fcos import FCOS
 from fpn.model.mask_head import MaskBranch, MaskHead
 from fpn.model.nas_fpn import NASFPN
 from fpn.model.pafpn import PAFPN
-from fpn.model.pyramid import FPN
+from fpn.model.pyramid import FPN, NORMS, own_levels
 from fpn.model.retinanet import RetinaNet
 from fpn.model.rpn import RpnHead
+from fpn.model.timm_backbone import TimmLevels
 from fpn.model.vit import SimpleNeck, SimplePyramid
 
 # What each model takes where a spec leaves it open: the pyramid's levels and how those above the backbone's are made
@@ -67,6 +71,23 @@ NECKS: dict[str, dict[str, Any]] = {
 # What the paper does and later practice changed; everything else is the defaults of FasterRCNN.
 PAPER = {"pooling": "pool", "rpn_beta": 1 / 9, "box_beta": 1.0}
 PRESETS: dict[str, dict[str, Any]] = {"modern": {}, "paper": PAPER}
+
+FUSES = ("sum", "average")
+# The options that only some models or necks have; the others take nothing but what they would be left at anyway.
+WITH_MASKS = ("mask_rcnn", "cascade_mask_rcnn")
+WITH_PROPOSALS = ("faster_rcnn", "cascade_rcnn", *WITH_MASKS)
+DENSE = ("retinanet", "fcos", "atss")
+OPTIONS_OF: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("preset", "rpn_convolutions", "box_convolutions", "box_norm", "class_agnostic"), WITH_PROPOSALS),
+    **dict.fromkeys(("mask_norm", "mask_pooled_size", "mask_binary"), WITH_MASKS),
+    **dict.fromkeys(("tower_convolutions", "tower_norm"), DENSE),
+    "fuse": ("fpn", "pafpn"),
+    "repeats": ("bifpn", "nas_fpn"),
+}
+# What some settings of the detectors' classes may be, alone or in a pair for training and detection.
+SHARES = ("score", "rpn_score", "box_nms", "rpn_nms")  # 0 to 1
+COUNTS = ("max_detections", "candidates", "proposals", "proposals_per_level", "rpn_examples", "box_examples",
+          "pooled_size", "nearest")  # 1 or more  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -205,11 +226,16 @@ def from_spec(spec: Spec, weights: str | Path = "none", module: nn.Module | None
         channels = backbone.channels
     else:
         channels = dry_run(module, type(module).__name__)
-        module.channels, backbone = channels, module  # pyright: ignore[reportArgumentType]
+        backbone = module
+        if not hasattr(module, "channels"):  # one that there is has been compared with what the module gives
+            module.channels = channels  # pyright: ignore[reportArgumentType]
         prepare(backbone, spec.freeze or 0, spec.backbone_norm or "batch", spec.norm_eps)
     spec = resolved(replace(spec, settings={**pixels_of(backbone), **spec.settings}), channels)
-    if isinstance(backbone, SimplePyramid) and (levels := spec.levels):
-        backbone.keep(range(levels[0], levels[1] + 1))
+    assert spec.levels is not None
+    levels = tuple(range(spec.levels[0], spec.levels[1] + 1))
+    own_levels(channels, levels)
+    if isinstance(backbone, Backbone | TimmLevels | SimplePyramid):
+        backbone.keep(levels)
     detector = assemble(spec, backbone, neck_of(spec, channels))
     detector.spec = spec
     # Convolutions are 1.5 to 2 times as fast on channels-last tensors, on CPUs with AVX-512 and GPUs with tensor cores.
@@ -342,16 +368,45 @@ def all_settings(spec: Spec) -> dict[str, Any]:
 
     A checkpoint keeps them all, so that a default that changes in a later version does not change the detector.
     """
-    defaults: dict[str, Any] = {}
+    known: dict[str, inspect.Parameter] = {}
     for kind in reversed(class_of(spec.model).__mro__):
         if issubclass(kind, Detector):
-            parameters = inspect.signature(kind.__init__).parameters.values()
-            defaults |= {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    unknown = sorted(spec.settings.keys() - defaults.keys())
+            parameters = inspect.signature(kind.__init__, eval_str=True).parameters.values()
+            known |= {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    unknown = sorted(spec.settings.keys() - known.keys())
     if unknown:
         raise OptionError(f"{spec.model} has no option {', '.join(unknown)}")
-    preset = {name: value for name, value in PRESETS[spec.preset].items() if name in defaults}
-    return {**defaults, **preset, **spec.settings}
+    for name, value in spec.settings.items():
+        check_setting(known[name], value)
+    preset = {name: value for name, value in PRESETS[spec.preset].items() if name in known}
+    return {**{name: p.default for name, p in known.items()}, **preset, **spec.settings}
+
+
+def check_setting(known: inspect.Parameter, value: Any) -> None:
+    """Raises OptionError for a value of another form than the parameter's, or outside of what makes sense."""
+    if not has_form(value, known.annotation):
+        form = inspect.formatannotation(known.annotation)
+        raise OptionError(f"{known.name} is {value!r}: it must be {form}, such as {known.default!r}")
+    numbers = value if isinstance(value, tuple) else (value,)
+    if known.name in SHARES and not all(0 <= number <= 1 for number in numbers):
+        raise OptionError(f"{known.name} is {value!r}: it must be 0 to 1")
+    if known.name in COUNTS and not all(number >= 1 for number in numbers):
+        raise OptionError(f"{known.name} is {value!r}: it must be 1 or more")
+
+
+def has_form(value: Any, form: Any) -> bool:
+    """Whether a value is of a type such as `tuple[int, int] | None`; a whole number does for a float too."""
+    parts = get_args(form)
+    if isinstance(form, UnionType):
+        return any(has_form(value, part) for part in parts)
+    if get_origin(form) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        parts = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        return len(parts) == len(value) and all(map(has_form, value, parts))
+    if form in (int, float):
+        return isinstance(value, Integral if form is int else Real) and not isinstance(value, bool)
+    return value is None if form is NoneType else isinstance(value, form)
 
 
 def check(spec: Spec) -> None:
@@ -360,9 +415,14 @@ def check(spec: Spec) -> None:
         ("model", spec.model, MODELS),
         ("preset", spec.preset, PRESETS),
         ("neck", spec.neck, NECKS),
+        ("fuse", spec.fuse, FUSES),
+        ("box norm", spec.box_norm, NORMS),
+        ("mask norm", spec.mask_norm, NORMS),
+        ("tower norm", spec.tower_norm or "none", TOWER_NORMS),
     ):
         if value not in known:
             raise OptionError(f"unknown {what} {value!r}; there are {', '.join(known)}")
+    check_belonging(spec)
     if not spec.classes or len(set(spec.classes)) != len(spec.classes):
         raise OptionError(f"classes {list(spec.classes)}: at least one name is needed, and none twice")
     if spec.short < 32 or (spec.long is not None and spec.long < spec.short):
@@ -378,3 +438,19 @@ def check(spec: Spec) -> None:
         values = getattr(spec, name)
         if values is not None and (not values or min(values) <= 0):
             raise OptionError(f"{name.replace('_', ' ')} {list(values)}: at least one is needed, all above 0")
+        if spec.model == "fcos" and name != "anchor_sizes" and values is not None and len(values) != 1:
+            raise OptionError(f"{name.replace('_', ' ')} {list(values)}: fcos has one box a cell, so it must be one")
+    all_settings(spec)
+
+
+def check_belonging(spec: Spec) -> None:
+    """Raises OptionError for an option that would have no effect, being of other models or necks."""
+    usual = {field.name: field.default for field in fields(Spec)}
+    filled_in = MODELS[spec.model] | NECKS[spec.neck]
+    for name, owners in OPTIONS_OF.items():
+        if spec.model in owners or spec.neck in owners:
+            continue
+        value = getattr(spec, name)
+        if value is not None and value not in (usual[name], filled_in.get(name)):
+            own = spec.model if owners[0] in MODELS else spec.neck
+            raise OptionError(f"{name} {value!r}: {own} has no such option, only {', '.join(owners)}")

@@ -260,6 +260,7 @@ def first_build(data: Any, parts: BuildOptions, device: str, source: Any = None)
     from scratch, and says so.
     """
     import fpn
+    from fpn.build import Spec, all_settings
     from fpn.data.fit import caps, default_short
     from fpn.errors import CheckpointError
     from fpn.hardware import pick_device
@@ -268,11 +269,12 @@ def first_build(data: Any, parts: BuildOptions, device: str, source: Any = None)
     given = {OF_SPEC.get(name, name): value for name, value in asdict(parts).items() if value is not None}
     weights = given.pop("weights", None)
     if source is not None:
-        tuned = fpn.weights.adapt(source, data.classes, **{**caps(data), **given})
+        tuned = fpn.weights.adapt(source, data.classes, **{**caps(data, source.spec.settings), **given})
         print(f"note: {weights}: {tuned}", file=sys.stderr)
         return tuned.detector, weights
     fitting = {"backbone": "resnet18" if target.type == "cpu" else "resnet50", "short": default_short(target)}
-    options = {**fitting, **caps(data), **given, "classes": data.classes}
+    usual = all_settings(Spec(given.get("model", "faster_rcnn"), tuple(data.classes)))
+    options = {**fitting, **caps(data, usual), **given, "classes": data.classes}
     try:
         return fpn.build(weights=weights or "imagenet", **options), weights or "imagenet"
     except CheckpointError as error:

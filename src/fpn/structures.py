@@ -119,14 +119,22 @@ class Detections(_Tensors):
             self.boxes[keep], self.scores[keep], self.labels[keep], self.levels[keep], keep.sum(), self.classes, masks
         )
 
-    def to_supervision(self) -> supervision.Detections:
-        """The detections of one image as `supervision.Detections`, class names under the key "class_name"."""
+    def to_supervision(self, size: tuple[int, int] | None = None) -> supervision.Detections:
+        """The detections of one image as `supervision.Detections`, class names under the key "class_name".
+
+        size: height and width of the image that the boxes are in. supervision's masks are of whole images: with this,
+        masks become those, true where the probability is at least a half; without it they are left out.
+        """
         import numpy as np
         import supervision as sv
 
+        from fpn.model.masks import paste
+
+        masks = None if self.masks is None or size is None else paste(self.masks, self.boxes, size).cpu().numpy()
         return sv.Detections(
             xyxy=self.boxes.cpu().numpy(),
             confidence=self.scores.cpu().numpy(),
+            mask=masks,
             class_id=self.labels.cpu().numpy(),
             data={"class_name": np.array(self.names, dtype=object)},
         )

@@ -30,6 +30,8 @@ UNUSED = 0.005  # a level that fits a smaller share of the boxes than this best 
 GAIN = {"recall_50": 0.03, "recall_70": 0.1}  # other anchors are worth telling from here on
 SIZES = [round(8 * 2 ** (step / 4)) for step in range(29)]  # 8 to 1024 pixels, what anchors are chosen from
 DETECTIONS, PROPOSALS = 100, (2000, 1000)  # the detector's own limits an image
+CANDIDATES = 1000  # of each level, of one-stage detectors
+LIMITS: dict[str, Any] = {"max_detections": DETECTIONS, "proposals": PROPOSALS, "proposals_per_level": PROPOSALS}
 STRIDES = (2, 16)  # sides of sensible anchors in strides of their level; 8 in the paper
 
 
@@ -336,21 +338,26 @@ def objects_by_image(split: Split) -> Int[np.ndarray, " I"]:
     return np.bincount(rows[~split.ignore], minlength=len(split))
 
 
-def caps(data: Mapping[str, Split]) -> dict[str, Any]:
+def caps(data: Mapping[str, Split], settings: Mapping[str, Any] = LIMITS) -> dict[str, Any]:
     """The limits of a detector that the densest image needs, as settings for `fpn.build`; {} where its own suffice.
 
-    Up to 100 objects that is the field's 100 detections an image, for numbers that compare. Beyond it there is room for
-    a fifth more than were ever seen, and for two proposals a detection.
+    settings: the detector's own, of which those that are too low are raised; see `fpn.build.all_settings`. Up to 100
+    objects the field's 100 detections an image stay, for numbers that compare. Beyond it there is room for a fifth more
+    than were ever seen, and for two proposals or candidates a detection.
     """
     most, _ = most_boxes(data.values())
     if most <= DETECTIONS:
         return {}
     detections = round_up(1.2 * most)
-    needed = {"max_detections": detections}
-    if 2 * detections > PROPOSALS[1]:
-        proposals = tuple(max(default, round_up(2 * detections)) for default in PROPOSALS)
-        needed |= {"proposals": proposals, "proposals_per_level": proposals}
-    return needed
+    room = round_up(2 * detections)
+    needed = {"max_detections": detections, "proposals": room, "proposals_per_level": room, "candidates": room}
+    raised = {name: at_least(settings[name], least) for name, least in needed.items() if name in settings}
+    return {name: value for name, value in raised.items() if value != settings[name]}
+
+
+def at_least(limit: Any, least: int) -> Any:
+    """A limit, or a pair of them for training and detection, raised to `least` where it is lower."""
+    return tuple(max(part, least) for part in limit) if isinstance(limit, tuple) else max(limit, least)
 
 
 def round_up(number: float) -> int:

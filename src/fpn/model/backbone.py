@@ -5,8 +5,9 @@ Level numbers are the paper's: C2 is the output of stage 2 at stride 4, and so o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,9 +66,17 @@ class Backbone(nn.Module):
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> dict[int, Float[Tensor, "B _ _ _"]]:
         levels, x = {}, images
         for name, stage in self.stages.items():
-            x = stage(x)
-            levels[int(name)] = x
+            if int(name) <= max(self.channels):
+                x = stage(x)
+                levels[int(name)] = x
         return {level: levels[level] for level in self.channels}
+
+    def keep(self, levels: Iterable[int]) -> None:
+        """Give these levels only. The stages above neither run nor learn: DDP refuses weights that nothing uses."""
+        self.channels = {level: self.channels[level] for level in sorted(self.channels.keys() & set(levels))}
+        for name, stage in self.stages.items():
+            if int(name) > max(self.channels):
+                stage.requires_grad_(False)
 
     def freeze(self, stages: int) -> None:
         """Stop the first `stages` stages from learning (0 to 5)."""
@@ -129,6 +138,8 @@ def prepare(backbone: nn.Module, freeze: int, norm: str, norm_eps: float | None 
         raise OptionError(f"backbone norm {norm!r}: it must be frozen or batch")
     if norm == "frozen":
         freeze_batch_norm(backbone)
+    else:
+        split_batch_norm(backbone)
     for module in backbone.modules():
         if norm_eps is not None and isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
             module.eps = norm_eps
@@ -211,7 +222,9 @@ def load_classifier(model: nn.Module, file: Path) -> None:
     ]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise CheckpointError(f"{file} does not fit this backbone: {'; '.join(faults[:3])}{more}")
+        whole = any(key.startswith(("backbone.", "module.backbone.")) for key in given)
+        hint = "; a whole detector of another library becomes one of fpn by `fpn convert`" if whole else ""
+        raise CheckpointError(f"{file} does not fit this backbone: {'; '.join(faults[:3])}{more}{hint}")
     model.load_state_dict({k: v for k, v in given.items() if not k.startswith(head)}, strict=False)
 
 
@@ -295,3 +308,42 @@ def freeze_batch_norm(module: nn.Module) -> None:
             setattr(module, name, frozen)
         else:
             freeze_batch_norm(child)
+
+
+class BatchNormThen(nn.Module):
+    """A batch norm and what comes after it, under the names that weights have without this.
+
+    torch.nn.SyncBatchNorm takes the place of any subclass of BatchNorm2d, and knows nothing of what that does besides.
+    """
+
+    def __init__(self, norm: nn.Module, drop: nn.Module, act: nn.Module):
+        super().__init__()
+        self.norm, self.drop, self.act = norm, drop, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(self.norm(x)))
+
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
+        state = super().state_dict(*args, prefix=prefix, **kwargs)
+        for key in [key for key in state if key.startswith(f"{prefix}norm.")]:
+            state[prefix + key.removeprefix(f"{prefix}norm.")] = state.pop(key)
+        return state
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        own = (f"{prefix}drop.", f"{prefix}act.")
+        for key in [key for key in state_dict if key.startswith(prefix) and not key.startswith(own)]:
+            state_dict[f"{prefix}norm.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def split_batch_norm(module: nn.Module) -> None:
+    """Take every batch norm of timm's apart that does more than its name says."""
+    for name, child in module.named_children():
+        timms = isinstance(child, nn.BatchNorm2d) and type(child).__module__.startswith("timm.")
+        if timms and hasattr(child, "drop") and hasattr(child, "act"):
+            drop, act = child.get_submodule("drop"), child.get_submodule("act")
+            del child.drop, child.act
+            child.__class__ = nn.BatchNorm2d  # with its weights, their device and whether they learn
+            setattr(module, name, BatchNormThen(child, drop, act).train(child.training))
+        else:
+            split_batch_norm(child)

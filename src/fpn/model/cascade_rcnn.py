@@ -89,7 +89,7 @@ class CascadeRCNN(FasterRCNN):
         pyramid = {level: scaled_gradient(p, self.gradient_scale) for level, p in pyramid.items()}
         losses = {}
         for n, (head, weights) in enumerate(zip(self.box_head, self.stage_offsets, strict=True), 1):
-            _, logits, offsets = self.classify(head, pyramid, examples.boxes, examples.chosen.valid)
+            logits, offsets = self.judge(head, pyramid, examples)
             losses[f"class_{n}"], losses[f"box_{n}"] = head_losses(logits, offsets, examples, weights, self.box_beta)
             if n < len(self.box_head):
                 with torch.no_grad():

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fpn.errors import OptionError
+from fpn.model.pyramid import GroupNorm
 
 PRIOR = 0.01  # the score that a new head gives to everything (RetinaNet, section 4.1)
 NORMS = ("none", "group")
@@ -71,13 +72,6 @@ class DenseHead(nn.Module):
             if self.centerness is not None:
                 centerness[level] = rows(self.centerness(place), 1)[..., 0]
         return DenseOutput(logits, offsets, centerness or None)
-
-
-class GroupNorm(nn.GroupNorm):
-    """nn.GroupNorm that also takes a map of one place and one channel a group, where nothing but its bias is left."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def tower(width: int, convolutions: int, norm: str, bias: bool) -> nn.Sequential:

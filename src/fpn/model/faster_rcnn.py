@@ -19,7 +19,7 @@ from fpn.model.matching import IGNORED, labels_of, match, truth_of
 from fpn.model.postprocess import detections_of
 from fpn.model.roi import POOLINGS, assign_levels, pool_regions
 from fpn.model.rpn import OFFSET_WEIGHTS, Proposals, RpnOutput, propose
-from fpn.model.sampling import BOX_HEAD, RPN, Examples, Sampled, sample
+from fpn.model.sampling import BOX_HEAD, RPN, Examples, Sampled, filled, sample
 from fpn.structures import Batch, Detections, Targets
 
 
@@ -161,6 +161,15 @@ class FasterRCNN(Detector):
         logits, offsets = head(regions)
         return levels, logits.unflatten(0, boxes.shape[:2]), offsets.unflatten(0, boxes.shape[:2])
 
+    def judge(
+        self, head: nn.Module, pyramid: dict[int, Tensor], examples: Examples
+    ) -> tuple[Float[Tensor, "B S K1"], Float[Tensor, "B S _k 4"]]:
+        """The class logits and box offsets of examples; of those that are not valid any."""
+        row = filled(examples.chosen.valid)
+        boxes = examples.boxes.gather(1, row[..., None].expand(-1, -1, 4))
+        _, logits, offsets = self.classify(head, pyramid, boxes, examples.chosen.valid.gather(1, row))
+        return logits, offsets
+
     def pool(
         self, pyramid: dict[int, Tensor], boxes: Float[Tensor, "B R 4"], valid: Tensor, size: int
     ) -> tuple[Int64[Tensor, "B R"], Float[Tensor, "BR d s s"]]:
@@ -204,7 +213,7 @@ class FasterRCNN(Detector):
         self, pyramid: dict[int, Tensor], examples: Examples, targets: Targets, sizes: Int64[Tensor, "B 2"]
     ) -> dict[str, Tensor]:
         """The terms of what the sampled regions are, and where exactly."""
-        _, logits, offsets = self.classify(self.box_head, pyramid, examples.boxes, examples.chosen.valid)
+        logits, offsets = self.judge(self.box_head, pyramid, examples)
         kind, place = head_losses(logits, offsets, examples, self.box_weights, self.box_beta)
         return {"class": kind, "box": place}
 

@@ -91,12 +91,19 @@ def giou_loss(
     eps = 1e-7  # a box may be empty
     low, high = boxes.float().split(2, dim=-1)
     wanted_low, wanted_high = wanted.split(2, dim=-1)
-    overlap = (torch.minimum(high, wanted_high) - torch.maximum(low, wanted_low)).clamp(min=0).prod(-1)
-    union = (high - low).prod(-1) + (wanted_high - wanted_low).prod(-1) - overlap
-    hull = (torch.maximum(high, wanted_high) - torch.minimum(low, wanted_low)).prod(-1)
+    overlap = (torch.minimum(high, wanted_high) - torch.maximum(low, wanted_low)).clamp(min=0)
+    overlap, own, other = (product(sides) for sides in (overlap, high - low, wanted_high - wanted_low))
+    union = own + other - overlap
+    hull = product(torch.maximum(high, wanted_high) - torch.minimum(low, wanted_low))
     loss = 1 - overlap / (union + eps) + (hull - union) / (hull + eps)
     loss = loss if weights is None else loss * weights
     return over(loss.masked_fill(~positive, 0.0), count)
+
+
+def product(sides: Float[Tensor, "B S 2"]) -> Float[Tensor, "B S"]:
+    """Width times height. `prod` looks for zeros in its backward pass, for which the host waits."""
+    width, height = sides.unbind(-1)
+    return width * height
 
 
 def centerness_loss(

@@ -14,12 +14,13 @@ from torchvision.ops import roi_align
 from fpn.errors import OptionError
 from fpn.model.losses import number_of
 from fpn.model.pyramid import convolution
-from fpn.model.sampling import Examples
+from fpn.model.sampling import Examples, filled
 from fpn.structures import Detections, Targets
 
 # (boxes, which are valid, side) -> the level and the features of each region: `FasterRCNN.pool` of a pyramid.
 Pool = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
+ROWS = 100  # detections of each image whose masks are made at once
 PIXELS = 2**25  # of ground-truth masks that are held as floats at once: 128 MiB
 
 
@@ -76,9 +77,9 @@ class MaskBranch(nn.Module):
         boxes, positive = examples.boxes, examples.chosen.positive
         # A norm over the batch must see the positives alone, as it will with detections: they are repeated to fill the
         # rows. An image without any fills them with one region that is none.
-        row = torch.arange(positive.shape[1], device=positive.device) % positive.sum(1, keepdim=True).clamp(min=1)
-        filled = boxes.gather(1, row[..., None].expand(-1, -1, 4))
-        _, regions = pool(filled, examples.chosen.valid.gather(1, row), self.pooled_size)
+        row = filled(positive)
+        repeated = boxes.gather(1, row[..., None].expand(-1, -1, 4))
+        _, regions = pool(repeated, examples.chosen.valid.gather(1, row), self.pooled_size)
         logits = of_class(self.head(regions), examples.labels)
         wanted = outlines_in(targets.masks, boxes, examples.index, positive, logits.shape[-1], self.half_pixel)
         if self.binary:
@@ -89,9 +90,17 @@ class MaskBranch(nn.Module):
         """The detections with the masks of their classes; 0 in the padding."""
         valid = detections.labels >= 0
         boxes = torch.where(valid[..., None], detections.boxes, 0.0)  # weights that went NaN must not become indices
-        _, regions = pool(boxes, valid, self.pooled_size)
-        masks = of_class(self.head(regions), detections.labels).sigmoid()
-        return replace(detections, masks=masks * valid[..., None, None])
+        count = rows = valid.shape[1]
+        if not torch.compiler.is_compiling():  # also true in torch.export; elsewhere the padding need not be computed
+            rows = max(1, int(detections.count.max()))
+        masks = []
+        for first in range(0, rows, ROWS):
+            some = slice(first, first + ROWS)
+            _, regions = pool(boxes[:, some], valid[:, some], self.pooled_size)
+            masks.append(of_class(self.head(regions), detections.labels[:, some]).sigmoid())
+        made = torch.cat(masks, dim=1)
+        made = F.pad(made, (0, 0, 0, 0, 0, count - made.shape[1]))
+        return replace(detections, masks=made * valid[..., None, None])
 
 
 def of_class(maps: Float[Tensor, "BR _K m m"], labels: Int64[Tensor, "B R"]) -> Float[Tensor, "B R m m"]:

@@ -48,12 +48,29 @@ def convolution(inputs: int, outputs: int, kernel: int, norm: str, stride: int =
         case "none":
             return conv
         case "batch":
-            return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+            return nn.Sequential(conv, BatchNorm(outputs))
         case "group":
             if outputs % 32:
                 raise OptionError(f"group norm needs pyramid channels in multiples of 32, not {outputs}")
-            return nn.Sequential(conv, nn.GroupNorm(32, outputs))
+            return nn.Sequential(conv, GroupNorm(32, outputs))
     raise OptionError(f"pyramid norm {norm!r}: it must be {', '.join(NORMS)}")
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """nn.BatchNorm2d that also learns from one map of one place, where nothing varies: by its running statistics."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.numel() == self.num_features:
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(input, mean, var, self.weight, self.bias, eps=self.eps)
+        return super().forward(input)
+
+
+class GroupNorm(nn.GroupNorm):
+    """nn.GroupNorm that also takes a map of one place and one channel a group, where nothing but its bias is left."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class Extra(nn.Module):

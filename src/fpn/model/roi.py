@@ -39,8 +39,11 @@ def pool_regions(
     """
     assert method in POOLINGS, method
     if method == "pool" or sampling_ratio == 0:
-        return level_by_level(pyramid, boxes, levels, size, method)
-    return align(pyramid, boxes, levels, size, sampling_ratio, half_pixel=method == "align")
+        pooled = level_by_level(pyramid, boxes, levels, size, method)
+    else:
+        pooled = align(pyramid, boxes, levels, size, sampling_ratio, half_pixel=method == "align")
+    # Summed in float32, given back in the precision of the maps, which is that of the head's weights or autocast's.
+    return pooled.to(next(iter(pyramid.values())).dtype)
 
 
 def align(

@@ -59,6 +59,16 @@ class Examples:
         return Examples(boxes, labels, truth, index, some)
 
 
+def filled(wanted: Bool[Tensor, "B S"]) -> Int64[Tensor, "B S"]:
+    """For each row itself where it is wanted, else one that is, in turn; in an image that has none the first.
+
+    A norm over the batch must not see padding: rows that do not count repeat those that do.
+    """
+    place = torch.arange(wanted.shape[1], device=wanted.device)
+    first = (~wanted).int().argsort(dim=1, stable=True)
+    return torch.where(wanted, place, first.gather(1, place % wanted.sum(1, keepdim=True).clamp(min=1)))
+
+
 def sample(
     matched: Int64[Tensor, "B A"], count: int, positive_fraction: float, keys: Int64[Tensor, " B"], stage: int
 ) -> Sampled:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fpn.errors import CheckpointError, OptionError
-from fpn.model.dry_run import dry_run
+from fpn.model.dry_run import SIZES, dry_run
 from fpn.model.vit import SimplePyramid, quarters
 from fpn.weights.files import read_tensors
 
@@ -41,6 +42,25 @@ class TimmLevels(nn.Module):
         maps = self.net(images)
         chosen = {level: maps[place] for level, place in self.places.items()}
         return {level: x.permute(0, 3, 1, 2) if self.last else x for level, x in chosen.items()}
+
+    def keep(self, levels: Iterable[int]) -> None:
+        """Give these levels only. What makes none of them does not learn, as DDP refuses weights without a gradient.
+
+        timm runs it all the same.
+        """
+        self.channels = {level: self.channels[level] for level in sorted(self.channels.keys() & set(levels))}
+        self.places = {level: self.places[level] for level in self.channels}
+        learnt = [p for p in self.parameters() if p.requires_grad]
+        modes = {module: module.training for module in self.modules()}
+        with torch.enable_grad():
+            maps = self.eval()(next(self.parameters()).new_zeros(1, 3, *SIZES[0]))
+            total = torch.stack([x.sum() for x in maps.values()]).sum()
+            none = (None,) * len(learnt)
+            gradients = torch.autograd.grad(total, learnt, allow_unused=True) if total.requires_grad else none
+        for parameter, gradient in zip(learnt, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
+        for module, training in modes.items():
+            module.training = training
 
     def freeze(self, stages: int) -> None:
         """Stop the first `stages` stages from learning (0 to 5).

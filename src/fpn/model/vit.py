@@ -152,6 +152,10 @@ class SimpleNeck(nn.Module):
                 for k in self.own
             }
         )
+        if norm == "layer" and extra_norm and extra in ("p5", "c5"):
+            raise OptionError(
+                "extra_norm: no layer norm follows extra levels; use the norm batch or group, or none there"
+            )
         count = len(self.levels) - len(self.own)
         self.extra = Extra(extra, count, channels[self.own[-1]], width, extra_relu, norm if extra_norm else "none")
 

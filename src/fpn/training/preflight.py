@@ -13,7 +13,18 @@ from rich.table import Table
 
 from fpn.data import GroupedBatches, Split, read_image
 from fpn.data.batching import seed_from
-from fpn.data.fit import DETECTIONS, PROPOSALS, caps, measure, most_boxes, percent
+from fpn.data.fit import (
+    CANDIDATES,
+    DETECTIONS,
+    LIMITS,
+    MULTIPLE,
+    caps,
+    measure,
+    most_boxes,
+    objects_by_image,
+    percent,
+    resized_sizes,
+)
 from fpn.data.images import image_size
 from fpn.errors import DataError, ImageError
 from fpn.evaluation.metrics import Metrics, Results, score
@@ -28,6 +39,7 @@ IMAGES, PIXELS = 5, 10**8  # of each split are opened; fewer where they are huge
 SCORED_IMAGES, SCORED_BOXES = 1000, 20_000  # of the validation split; more would take more than seconds
 PERFECT = 0.9995
 POOR_RECALL = 0.75  # of the boxes by the anchors, at IoU 0.5
+MANY_MASKS = 2 * 2**30  # bytes that the outlines of a batch take
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,7 @@ def preflight(detector: Detector, train: Split, val: Split | None, settings: Set
         *_truth(detector, val),
         _limits(detector, train, val),
         _anchors(detector, train),
+        *_masks(detector, train, settings),
     ]
 
 
@@ -191,10 +204,14 @@ def _limits(detector: Detector, train: Split, val: Split | None) -> Finding:
         proposals = detector.proposals[1]
         limits = f"limits of {detections:,} detections and {proposals:,} proposals an image"
         lowest = min(detections, proposals, detector.proposals_per_level[1])
+    elif isinstance(candidates := getattr(detector, "candidates", None), int):
+        limits = f"limits of {detections:,} detections an image and {candidates:,} candidates a level"
+        lowest = min(detections, candidates)
     if most <= lowest:
         counted = f"; AP counts up to {detections:,}, where COCO's counts 100" if detections > DETECTIONS else ""
         return Finding(True, f"{limits}, the densest has {most:,} objects{counted}")
-    wanted = {"max_detections": DETECTIONS, "proposals": PROPOSALS, "proposals_per_level": PROPOSALS, **caps(splits)}
+    usual = {**LIMITS, "candidates": CANDIDATES}
+    wanted = {**usual, **caps(splits, usual)}
     had = {name: getattr(detector, name) for name in wanted if hasattr(detector, name)}
     needed = ", ".join(f"{name}={wanted[name]}" for name, limit in had.items() if _lower(limit, wanted[name]))
     return Finding(False, f"{limits}, but {file} has {most:,} objects: use fpn.build(..., {needed})")
@@ -220,6 +237,30 @@ def _anchors(detector: Detector, train: Split) -> Finding:
         f"anchors fit only {percent(good)} of the boxes at IoU 0.5: fpn data info PATH --short {fit.short} suggests a "
         "better size or anchors",
     )
+
+
+def _masks(detector: Detector, train: Split, settings: Settings) -> list[Finding]:
+    """The outlines of a batch fit into memory: one byte a pixel of every image, times the objects of the densest."""
+    if not detector.has_masks or not len(train):
+        return []
+    short, long = max(settings.scales), detector.spec.sides[1]
+    padded = -(-resized_sizes(train.sizes, short, long) // MULTIPLE) * MULTIPLE
+    if side := detector.spec.square_side:
+        padded = np.full_like(padded, -(-side // MULTIPLE) * MULTIPLE)
+    objects = objects_by_image(train)
+    needed = settings.batch * objects * padded.prod(axis=1)
+    worst = int(needed.argmax())
+    if needed[worst] <= MANY_MASKS:
+        return []
+    height, width = padded[worst].tolist()
+    return [
+        Finding(
+            False,
+            f"{train.files[worst]} has {int(objects[worst]):,} objects: the outlines of {settings.batch} images of "
+            f"{width}x{height} pixels with as many take {needed[worst] / 2**30:.1f} GiB; take a smaller --batch or "
+            "--short",
+        )
+    ]
 
 
 def print_preflight(

@@ -24,6 +24,7 @@ from fpn.writing import replacing
 
 KEY = "fpn"  # the metadata entry that marks a file as ours
 FORMAT = 1
+FOREIGN = "if it is a detector of torchvision, detectron2 or mmdetection, run `fpn convert` on it first"
 PUBLISHED = re.compile(r"torchvision:/{1,2}(.*)")  # a path that went through pathlib has one slash
 
 
@@ -66,7 +67,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", backbone: nn.Modu
     check_own(content.get("spec"), backbone, path)
     try:
         detector = from_spec(Spec.from_dict(content["spec"]), module=backbone)
-    except (FpnError, TypeError, KeyError, AttributeError) as error:
+    except (FpnError, TypeError, LookupError, AttributeError, ValueError, RuntimeError, MemoryError) as error:
         version = content.get("version", "unknown")
         raise CheckpointError(
             f"{path}: written by fpn {version} with options this version does not know ({error})"
@@ -90,20 +91,23 @@ def check_own(spec: Any, backbone: nn.Module | None, path: Path) -> None:
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The metadata and the tensors of one of our checkpoints."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
+        raise CheckpointError(f"{path}: {'a folder, not a checkpoint' if path.is_dir() else 'no such checkpoint'}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint of fpn ({error})") from error
+    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint of fpn ({error}); {FOREIGN}") from error
     if KEY not in metadata:
-        raise CheckpointError(f"{path}: holds tensors, but was not written by fpn; it lacks class names and sizes")
+        raise CheckpointError(
+            f"{path}: holds tensors, but was not written by fpn; it lacks class names and sizes; {FOREIGN}"
+        )
     try:
         content = json.loads(metadata[KEY])
         if content["format"] > FORMAT:
-            raise CheckpointError(f"{path}: written by a newer fpn ({content['version']}); upgrade fpn to read it")
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+            version = content.get("version", "unknown")
+            raise CheckpointError(f"{path}: written by a newer fpn ({version}); upgrade fpn to read it")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: its metadata is damaged ({error})") from error
     return content, state
 

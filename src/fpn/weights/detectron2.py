@@ -9,19 +9,19 @@ from typing import Any
 from torch import Tensor
 
 from fpn.build import MODELS, Spec
-from fpn.errors import CheckpointError
 from fpn.model.detector import Detector
+from fpn.weights.files import read_tensors, state_in
 from fpn.weights.foreign import (
     Names,
     assembled,
     names_for,
+    naming,
     ratio_first,
     resnet_of,
     size_of,
     translated,
     with_options,
 )
-from fpn.weights.pickles import read_pickle, read_torch
 
 PEER = "detectron2"
 
@@ -72,7 +72,11 @@ def from_detectron2(
 
     Raises CheckpointError where the file is none of these or has tensors that are missing, unknown or of another shape.
     """
-    state = dict(source) if isinstance(source, Mapping) else weights_in(Path(source))
+    if not isinstance(source, Mapping):
+        state = read_tensors(source)
+        with naming(source):
+            return from_detectron2(state, classes, **options)
+    state = state_in(source, "detectron2's weights")
     pixels = {name: state.pop(name).flatten().tolist() for name in ("pixel_mean", "pixel_std") if name in state}
     anchors = [state.pop(name) for name in sorted(state) if "anchor_generator.cell_anchors." in name]
     named = translated(state, NAMES, PEER)
@@ -80,15 +84,6 @@ def from_detectron2(
     looks = look_of(spec.backbone, pixels.get("pixel_mean"), pixels.get("pixel_std"))
     spec = with_options(spec, {**anchor_options(anchors), **looks, **options})
     return assembled(spec, {name: (theirs, arranged(name, v, spec)) for name, (theirs, v) in named.items()}, PEER)
-
-
-def weights_in(path: Path) -> dict[str, Tensor]:
-    """The state dict in one of detectron2's files."""
-    content = read_pickle(path) if path.suffix == ".pkl" else read_torch(path)
-    state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: holds no state dict of detectron2 (a mapping from names to arrays)")
-    return {str(name): value for name, value in state.items()}
 
 
 def spec_of(state: Mapping[str, Tensor], classes: Sequence[str] | None) -> Spec:

@@ -56,6 +56,8 @@ def adapt(source: Detector, classes: Sequence[str], **options: Any) -> FineTuned
         changed["long"] = None  # it follows the shorter side
     spec = replace(source.spec, classes=tuple(classes), settings=settings, **changed)
     own_module = copy.deepcopy(source.backbone) if spec.backbone.startswith(OWN) else None
+    if own_module is not None and "freeze" in changed:
+        own_module.requires_grad_(True)  # what the source has frozen is not frozen here
     return fill_fitting(from_spec(spec, module=own_module), source.state_dict(), tuple(classes) == source.classes)
 
 
@@ -67,7 +69,8 @@ def fill_fitting(detector: Detector, state: Mapping[str, torch.Tensor], same_cla
     """
     wanted, by_class = detector.state_dict(), set()
     if not same_classes:
-        larger = replace(detector.spec, classes=(*detector.classes, "one more class"))
+        new = "+".join(detector.classes) + "+"  # longer than any of them, so none of them
+        larger = replace(detector.spec, classes=(*detector.classes, new))
         own_module = detector.backbone if larger.backbone.startswith(OWN) else None
         more = from_spec(larger, module=own_module).state_dict()
         by_class = {name for name, value in wanted.items() if more[name].shape != value.shape}

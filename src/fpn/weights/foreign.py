@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -28,10 +30,27 @@ RESNETS: dict[tuple[tuple[int, ...], int, int, int], str] = {
 Names = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 
 
+@contextmanager
+def naming(where: str | Path) -> Iterator[None]:
+    """Every CheckpointError from within begins with the name of the file."""
+    try:
+        yield
+    except CheckpointError as error:
+        if str(error).startswith(f"{where}:"):
+            raise
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def first_of(faults: Sequence[str], separator: str = "; ") -> str:
+    """The first 8 of what is wrong, and how many more there are."""
+    more = [f"and {len(faults) - 8} more"] if len(faults) > 8 else []
+    return separator.join([*(fault[:200] for fault in sorted(faults)[:8]), *more])
+
+
 def translated(state: Mapping[str, Tensor], names: Names, peer: str) -> dict[str, tuple[str, Tensor]]:
     """{our name: (the peer's name, tensor)}; the first of `names`, (the peer's as a pattern, ours), that fits applies.
 
-    Raises CheckpointError that lists what none fits.
+    Raises CheckpointError that lists the first of what none fits.
     """
     renamed, unknown = {}, []
     for name, value in state.items():
@@ -45,7 +64,7 @@ def translated(state: Mapping[str, Tensor], names: Names, peer: str) -> dict[str
     if unknown:
         raise CheckpointError(
             f"not a detector of {peer}'s that fpn has, with a ResNet and an FPN: {len(unknown)} tensors are unknown: "
-            + ", ".join(sorted(unknown))
+            + first_of(unknown, ", ")
         )
     return renamed
 
@@ -82,7 +101,7 @@ def with_options(spec: Spec, options: Mapping[str, Any]) -> Spec:
 
 
 def assembled(spec: Spec, state: Mapping[str, tuple[str, Tensor]], peer: str) -> Detector:
-    """The detector of a spec with a state dict that must fit exactly; one CheckpointError lists all that does not."""
+    """The detector of a spec with a state dict that must fit exactly; one CheckpointError lists what does not."""
     detector = from_spec(spec)
     wanted = detector.state_dict()
     faults = [f"{name} (in fpn's names) is missing" for name in wanted.keys() - state.keys()]
@@ -94,8 +113,7 @@ def assembled(spec: Spec, state: Mapping[str, tuple[str, Tensor]], peer: str) ->
     ]
     if faults:
         raise CheckpointError(
-            f"{peer}'s weights do not fit {spec.model} with {spec.backbone}; {len(faults)} tensors: "
-            + "; ".join(sorted(faults))
+            f"{peer}'s weights do not fit {spec.model} with {spec.backbone}; {len(faults)} tensors: " + first_of(faults)
         )
     detector.load_state_dict({name: value for name, (_, value) in state.items()})
     return detector.eval()

@@ -12,8 +12,8 @@ from torch import Tensor
 from fpn.build import Spec
 from fpn.errors import CheckpointError
 from fpn.model.detector import Detector
-from fpn.weights.foreign import Names, assembled, names_for, resnet_of, size_of, translated, with_options
-from fpn.weights.pickles import read_torch
+from fpn.weights.files import read_content, state_in
+from fpn.weights.foreign import Names, assembled, names_for, naming, resnet_of, size_of, translated, with_options
 
 PEER = "mmdetection"
 
@@ -39,14 +39,16 @@ def from_mmdetection(
 
     Raises CheckpointError where the file is none of these or has tensors that are missing, unknown or of another shape.
     """
-    content = source if isinstance(source, Mapping) else read_torch(source)
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{source}: holds no state dict of mmdetection (a mapping from names to tensors)")
-    meta = content.get("meta", {}) if state is not content else {}
+    if not isinstance(source, Mapping):
+        content = read_content(source)
+        state_in(content, source)
+        with naming(source):
+            return from_mmdetection(content, classes, **options)
+    state = state_in(source, "mmdetection's weights")
+    meta = source.get("meta")
     meta = meta if isinstance(meta, Mapping) else {}
     # Its batch norms count batches although their statistics stay as they are.
-    state = {str(k): v for k, v in state.items() if not str(k).endswith("num_batches_tracked")}
+    state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
     named = translated(state, names_of(state), PEER)
     spec = spec_of({name: value for name, (_, value) in named.items()}, classes or classes_in(meta))
     spec = with_options(spec, {**options_in(configuration_in(meta), spec), **options})
@@ -186,7 +188,21 @@ def literal(node: ast.expr) -> Any:
 
 
 def options_in(config: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
-    """What a configuration says of pixels, strides, levels, anchors and detection, as options of ours."""
+    """What a configuration says of pixels, strides, levels, anchors and detection, as options of ours.
+
+    Raises CheckpointError where it says it in a way that mmdetection's own configurations do not.
+    """
+    try:
+        return {**looks_in(config), **numbers_in(config.get("model", {}))}
+    except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"its configuration cannot be read ({str(error)[:200]}): convert its state dict alone, and give the "
+            "options that differ from mmdetection's base configuration"
+        ) from error
+
+
+def looks_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Pixels and their normalisation."""
     model = config.get("model", {})
     looks = model.get("data_preprocessor") or config.get("data_preprocessor") or config.get("img_norm_cfg") or {}
     found: dict[str, Any] = {}
@@ -194,7 +210,15 @@ def options_in(config: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
         bgr = not looks.get("bgr_to_rgb", looks.get("to_rgb", False))
         order = -1 if bgr else 1
         found["bgr"] = bgr
-        found |= {name: tuple(value / 255 for value in looks[name][::order]) for name in ("mean", "std")}
+        for name in ("mean", "std"):
+            red, green, blue = looks[name][::order]
+            found[name] = (red / 255, green / 255, blue / 255)
+    return found
+
+
+def numbers_in(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Strides, levels, anchors and detection."""
+    found: dict[str, Any] = {}
     if model.get("backbone", {}).get("style") == "caffe":
         found["stride_in_1x1"] = True
     if "neck" in model:
@@ -204,11 +228,11 @@ def options_in(config: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
     found |= anchors_in(dense.get("anchor_generator", {}) if isinstance(dense, dict) else {})
     test = model.get("test_cfg", {}) or {}
     test = test.get("rcnn", {}) if two_stages else test
-    for ours, theirs in (("score", "score_thr"), ("max_detections", "max_per_img")):
+    for ours, theirs, kind in (("score", "score_thr", float), ("max_detections", "max_per_img", int)):
         if theirs in test:
-            found[ours] = test[theirs]
+            found[ours] = kind(test[theirs])
     if "iou_threshold" in test.get("nms", {}):
-        found["box_nms"] = test["nms"]["iou_threshold"]
+        found["box_nms"] = float(test["nms"]["iou_threshold"])
     return found
 
 
@@ -218,9 +242,10 @@ def anchors_in(generator: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     base, count = generator.get("octave_base_scale"), generator.get("scales_per_octave", 1)
     scales = generator.get("scales") or [base * 2 ** (n / count) for n in range(count)]
+    strides = [max(stride) if isinstance(stride, list) else stride for stride in generator["strides"]]  # or (x, y)
     return {
-        "anchor_sizes": tuple(float(stride * scales[0]) for stride in generator["strides"]),
-        "anchor_ratios": tuple(generator["ratios"]),
+        "anchor_sizes": tuple(float(stride * scales[0]) for stride in strides),
+        "anchor_ratios": tuple(float(ratio) for ratio in generator["ratios"]),
         "anchor_scales": tuple(scale / scales[0] for scale in scales),
         "anchor_offset": float(generator.get("center_offset", 0.0)),
     }

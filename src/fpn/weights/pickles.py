@@ -10,6 +10,7 @@ import io
 import math
 import pickle
 import pickletools
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from fpn.errors import CheckpointError
 
@@ -29,20 +31,58 @@ class Refused(Exception):
     """The pickle wants something that a file of arrays does not need."""
 
 
+# What readers raise for files that are damaged or made to do harm.
+UNREADABLE = (
+    Refused,
+    SafetensorError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a file cannot be read, in a few words; without the advice of torch to let the file run its code."""
+    text = str(error).strip()
+    if refused := re.search(r"GLOBAL ([\w.]+)", text):
+        return f"it asks for {refused[1][:200]}, which weights do not need"
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    if not text or not isinstance(error, Refused | SafetensorError | OSError | RuntimeError):
+        return "damaged, or of another kind"
+    return text.splitlines()[0][:200]
+
+
+def there(path: str | Path) -> Path:
+    """The path of a file. Raises CheckpointError where there is none."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
+    return path
+
+
 def read_pickle(path: str | Path) -> Any:
     """What a pickle holds: mappings with names as keys, lists, tuples, texts, numbers, and numpy arrays as tensors.
 
-    Memory stays within a few times the size of the file. Raises CheckpointError for anything else in it.
+    The arrays take up no more memory than a few times the size of the file. Raises CheckpointError for anything else
+    in it.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+    path = there(path)
     try:
         # From memory: a file would try to make room for all the bytes that a pickle claims to have.
         content = path.read_bytes()
         return Machine(budget=2 * len(content)).run(content)
-    except (Refused, ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeError) as error:
-        raise CheckpointError(f"{path}: not a pickle of plain numbers and arrays ({error or 'damaged'})") from error
+    except UNREADABLE as error:
+        raise CheckpointError(f"{path}: not a pickle of plain numbers and arrays ({reason_of(error)})") from error
 
 
 @dataclass(frozen=True)
@@ -120,8 +160,10 @@ class Machine:
             case "GLOBAL":
                 stack.append(Name(argument.replace(" ", ".")))
             case "STACK_GLOBAL":
-                module, name = self.top(2)
-                stack.append(Name(f"{expect(module, str)}.{expect(name, str)}"))
+                names = [expect(part, str) for part in self.top(2)]
+                if sum(map(len, names)) > 200:  # the whole name is a copy that nothing pays for
+                    raise Refused("it names something at great length")
+                stack.append(Name(".".join(names)))
             case "REDUCE":
                 function, arguments = self.top(2)
                 stack.append(self.call(expect(function, Name).text, expect(arguments, tuple)))
@@ -129,6 +171,9 @@ class Machine:
                 (state,) = self.top(1)
                 self.build(stack[-1], state)
             case _ if opcode.startswith(("BININT", "BINFLOAT", "LONG", "BINBYTES", "SHORT_BIN", "BINUNI", "BINSTR")):
+                # Integers of megabytes would take forever to count with.
+                if isinstance(argument, int) and not -(2**63) <= argument < 2**64:
+                    raise Refused("a number is too large")
                 stack.append(argument)
             case "BYTEARRAY8":
                 stack.append(bytes(argument))
@@ -180,8 +225,9 @@ class Machine:
             raise Refused(f"an array has elements of type {code!r}; there may be {', '.join(NUMBERS)}")
         data = expect(data, bytes, str)
         data = data.encode("latin1") if isinstance(data, str) else data  # Python 2's texts are bytes
-        size = math.prod(expect(length, int) for length in expect(shape, tuple))
-        if min(shape, default=0) < 0 or size * int(code[1]) != len(data):
+        if len(expect(shape, tuple)) > 64 or not all(0 <= expect(length, int) < 2**40 for length in shape):
+            raise Refused("an array has a shape that no array can have")
+        if math.prod(shape) * int(code[1]) != len(data):
             raise Refused(f"an array of shape {shape} and type {code} has {len(data)} bytes of data")
         self.paid(len(data))
         array = np.frombuffer(data, code).reshape(shape, order="F" if fortran else "C")
@@ -238,26 +284,14 @@ def read_torch(path: str | Path) -> Any:
     Training scripts leave objects of their own beside the weights. torch's restricted reader would refuse the file
     for them; here each class that the file names is answered with `Opaque`, which does nothing.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+    path = there(path)
     try:
         foreign = [name for name in names_in(path) if not name.startswith(("torch.", "collections."))]
         stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [(Opaque, name) for name in foreign]
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-    ) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: not a readable weights file ({reason})") from error
+    except UNREADABLE as error:
+        raise CheckpointError(f"{path}: not a readable weights file ({reason_of(error)})") from error
 
 
 def names_in(path: Path) -> set[str]:
@@ -267,9 +301,13 @@ def names_in(path: Path) -> set[str]:
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+            # torch compresses nothing; a small file could otherwise unpack to fill the memory.
+            if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > path.stat().st_size:
+                raise Refused("an archive that holds more than its size")
             inside = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
             if inside is None:
-                raise ValueError("an archive without data.pkl")
+                raise Refused("an archive without data.pkl")
             pickles, count = io.BytesIO(archive.read(inside)), 1
     else:
         pickles, count = io.BytesIO(path.read_bytes()), 5

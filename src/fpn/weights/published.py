@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torchvision.models import get_model_weights
 
 from fpn.errors import CheckpointError
-from fpn.weights.checkpoint import save
+from fpn.weights.checkpoint import is_detector, save
 from fpn.weights.torchvision import from_torchvision
 
 # torchvision's detectors with a feature pyramid, and the epsilon that it gives the batch norms of each.
@@ -39,8 +40,9 @@ def published(name: str) -> Path:
     weights = get_model_weights(name).DEFAULT  # pyright: ignore[reportAttributeAccessIssue]
     hub = Path(torch.hub.get_dir())
     file = hub / "fpn" / f"{name}-{weights.name}-fpn-{__version__}.safetensors"
-    if file.is_file():
+    if is_detector(file):  # and not cut short
         return file
+    check_hash(hub / "checkpoints" / Path(weights.url).name)
     try:
         state = weights.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # urllib's errors are OSErrors
@@ -53,3 +55,16 @@ def published(name: str) -> Path:
     detector = from_torchvision(state, norm_eps=PUBLISHED[name], name=name)
     file.parent.mkdir(parents=True, exist_ok=True)
     return save(detector, file, {"converted_from": weights.url, "library": "torchvision"})
+
+
+def check_hash(file: Path) -> None:
+    """torch checks what it downloads, by the start of the SHA-256 in the name, but not a file that lies there already.
+
+    Raises CheckpointError for another file of that name.
+    """
+    wanted = file.stem.rsplit("-", 1)[-1]
+    if file.is_file():
+        with file.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if not found.startswith(wanted):
+            raise CheckpointError(f"{file}: damaged, or another file than torchvision's of this name; delete it")

@@ -12,7 +12,8 @@ from fpn.build import build
 from fpn.errors import CheckpointError, OptionError
 from fpn.model.backbone import RESNETS, SPLIT_MOBILENET
 from fpn.model.detector import Detector
-from fpn.weights.files import read_tensors
+from fpn.weights.files import read_content, state_in
+from fpn.weights.foreign import first_of
 from fpn.weights.torchvision_models import MODELS, SMALL, State, class_outputs, described, eps_of, settings_of
 from fpn.weights.torchvision_names import modern, theirs, with_background, without_background
 
@@ -41,13 +42,13 @@ def from_torchvision(
     Raises CheckpointError where an option cannot work, and where tensors are missing, unknown or of another shape: one
     error, with torchvision's names.
     """
-    state = source.state_dict() if isinstance(source, nn.Module) else source
-    if isinstance(state, str | Path):
-        where, name = str(state), name or Path(state).name
-        state = read_tensors(state)
-    else:
-        where = "torchvision's weights"
-    state = modern(state)
+    if told := options.keys() & {"model", "backbone", "weights"}:
+        raise CheckpointError(f"the weights themselves tell {' and '.join(sorted(told))}: leave it out")
+    file = source if isinstance(source, str | Path) else None
+    where = str(file or name or "torchvision's weights")
+    name = Path(name or file or "").name
+    content = source.state_dict() if isinstance(source, nn.Module) else source if file is None else read_content(file)
+    state = modern(state_in(content, where))
     found = described(state, where)
     model, backbone = found.pop("model"), found.pop("backbone")
     per_cell, outputs = class_outputs(state, model)
@@ -56,7 +57,7 @@ def from_torchvision(
     background = not (dense and len(names) == outputs)
     if len(names) != outputs - background:
         raise CheckpointError(f"{where}: {len(names)} class names for {outputs - 1} classes (background not counted)")
-    small = SMALL if backbone == SPLIT_MOBILENET and "_320_" in (name or "") else {}
+    small = SMALL if backbone == SPLIT_MOBILENET and "_320_" in name else {}
     own = settings_of(source) if isinstance(source, nn.Module) else {}
     eps = {"norm_eps": eps_of(state, model, outputs) if norm_eps is None else norm_eps}
     if norm_eps is not None:
@@ -111,9 +112,10 @@ def fill(detector: Detector, state: State, per_cell: int, background: bool, wher
         if state[key].shape != wanted[key].shape
     ]
     if faults:
-        listed = "; ".join(sorted(faults)[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
         kind = f"{detector.spec.model} with {detector.spec.backbone}"
-        raise CheckpointError(f"{where}: {len(faults)} tensors are not those of torchvision's {kind}: {listed}")
+        raise CheckpointError(
+            f"{where}: {len(faults)} tensors are not those of torchvision's {kind}: {first_of(faults)}"
+        )
     names = {ours: theirs for ours, theirs in their_names(detector).items() if theirs}
     if background:
         state = {key: without_background(key, value, per_cell) for key, value in state.items()}
@@ -151,7 +153,9 @@ def obstacles(detector: Detector) -> list[str]:
         found.append("it has one box for all classes")
     if spec.backbone not in (*RESNETS, SPLIT_MOBILENET):
         found.append(f"backbone {spec.backbone}")
+    if spec.tower_convolutions not in (None, 4) and spec.model in ("retinanet", "fcos"):
+        found.append(f"towers of {spec.tower_convolutions} convolutions, not 4")
     above = (spec.levels or (0, 0))[1] - (6 if spec.backbone == SPLIT_MOBILENET else 5)
-    if above != (1 if spec.extra == "pool" else 2):
+    if above != {"pool": 1, "p5": 2, "c5": 2}.get(str(spec.extra)):
         found.append(f"{above} levels above the backbone's by {spec.extra}; torchvision has 1 by pool or 2 by p5 or c5")
     return found
