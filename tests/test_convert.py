@@ -118,7 +118,7 @@ class Runs:
         return os.mkdir, ("hacked",)
 
 
-@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.filterwarnings("ignore:(Validating sparse|Sparse invariant)")
 @pytest.mark.parametrize(
     "name, write, said",
     [
