@@ -18,7 +18,7 @@ demo: .venv/installed
 	$(BIN)/fpn demo --out runs/demo
 
 test: check
-	$(BIN)/pytest --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --durations=15
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,8 @@ check = beartype(conf=BeartypeConf(hint_overrides=FrozenDict({Self: Any}), is_pe
 # Before anything imports the package; pytest reads this file first.
 install_import_hook("fpn", f"{__name__}.check")
 
-torch.set_num_threads(2)
+# Several test processes share the cores.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")

@@ -464,6 +464,8 @@ def convert(
     *,
     out: Path,
     classes: list[str] | None = None,
+    short: int | None = None,
+    long: int | None = None,
 ) -> None:
     """Turn a detector of torchvision, detectron2 or mmdetection into one of fpn, or one of fpn into torchvision's.
 
@@ -475,12 +477,18 @@ def convert(
         The file to write: .safetensors for fpn, .pth for a state dict of torchvision's model.
     classes
         Names of the classes, without background, in the checkpoint's order, where it does not hold them.
+    short
+        Pixels of the shorter side of the images that it was trained on, where that is not their library's usual.
+    long
+        Most pixels of their longer side.
     """
     from fpn.weights.convert import convert_file
 
-    detector, source = convert_file(checkpoint, out, classes)
+    sides = {name: side for name, side in (("short", short), ("long", long)) if side is not None}
+    detector, source = convert_file(checkpoint, out, classes, **sides)
     spec = detector.spec
     print(f"from {source}: {spec.model}, {spec.backbone}, {counted(len(spec.classes), 'class', 'classes')}")
+    print("images: shorter side {}, longer at most {}; --short and --long change that".format(*spec.sides))
     print(f"written to {out}")
 
 

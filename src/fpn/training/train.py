@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from fpn.data import Data, Split
+from fpn.data.outlines import needed
 from fpn.errors import CheckpointError, DataError, FpnError, OptionError, TrainingError
 from fpn.hardware import is_main_process
 from fpn.model.detector import Detector
@@ -134,6 +135,8 @@ def check(detector: Detector, split: Split, val: Split | None) -> None:
         raise DataError(f"{split.root}: no image of the split {split.name!r} has an object to learn from")
     if val is not None and not len(val):
         raise DataError(f"{val.root}: the split {val.name!r} has no images")
+    if detector.has_masks:
+        needed(split.outlines, f"{split.root}: the split {split.name}")
 
 
 def resume_state(out: Path, resume: bool) -> Path | None:
