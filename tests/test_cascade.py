@@ -1,13 +1,11 @@
 """Cascade R-CNN and the box heads: worked numbers, torchvision's head as the oracle, degenerate input, round trips."""
 
 import math
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
 import torch.nn.functional as F
+from fresh import run
 from torch import nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
 from torchvision.models.detection.roi_heads import fastrcnn_loss
@@ -20,7 +18,7 @@ from fpn.errors import OptionError
 from fpn.model import cascade_rcnn
 from fpn.model.box_head import ConvHead, TwoLayerHead
 from fpn.model.cascade_rcnn import CascadeRCNN, refined, rematched, scaled_gradient
-from fpn.model.faster_rcnn import examples_at, head_losses
+from fpn.model.fast_rcnn import examples_at, head_losses
 from fpn.model.matching import BACKGROUND, IGNORED
 from fpn.model.rpn import Proposals, RpnHead
 from fpn.model.sampling import Sampled, filled
@@ -436,26 +434,24 @@ PRELUDE = """
 """
 
 
-def run(code: str) -> None:
-    """In a process of its own: the tests' shape checks wrap every function, and no tracer looks through them."""
-    script = textwrap.dedent(PRELUDE) + textwrap.dedent(code)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.mark.slow
 def test_detect_compiles_without_a_graph_break():
-    run("""
+    run(
+        PRELUDE,
+        """
         compiled = torch.compile(detector.detect, fullgraph=True, backend="aot_eager")
         with torch.no_grad():
             some = batch(128, 160)
             same(detector.detect(some), compiled(some))
-    """)
+    """,
+    )
 
 
 @pytest.mark.slow
 def test_detect_exports_with_dynamic_height_and_width():
-    run("""
+    run(
+        PRELUDE,
+        """
         from torch.export import Dim
         sides = {2: 32 * Dim("h", min=3, max=40), 3: 32 * Dim("w", min=3, max=40)}
         with torch.no_grad():
@@ -464,7 +460,8 @@ def test_detect_exports_with_dynamic_height_and_width():
             for shape in ((128, 160), (96, 320), (224, 128)):
                 some = batch(*shape)
                 same(detector.detect(some), exported(some))
-    """)
+    """,
+    )
 
 
 @pytest.mark.parametrize("model", ["faster_rcnn", "cascade_rcnn"])

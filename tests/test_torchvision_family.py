@@ -186,6 +186,7 @@ def test_there_and_back_bit_by_bit(model):
         ("retinanet", {"floor_stride": False}, "floor_stride is False, not True"),
         ("fcos", {"distances": "exp"}, r"distances is exp, not relu; it has nothing like the tensor head\.scales\.3"),
         ("fcos", {"neck": "pafpn"}, "neck is pafpn, not fpn"),
+        ("retinanet", {"top_down": False}, "top_down is False, not True"),  # its tensors have the same names
     ],
 )
 def test_what_torchvision_has_no_model_for_is_told(model, options, reason):

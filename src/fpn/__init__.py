@@ -1,12 +1,17 @@
 """fpn: object detection with Feature Pyramid Networks, from labelled images to a trained and measured detector."""
 
-from fpn import data, errors, weights
-from fpn.build import build
-from fpn.evaluation.evaluate import evaluate
-from fpn.predict import predict
-from fpn.structures import Batch, Detections, Sample, Targets
-from fpn.training.train import train
-from fpn.weights import load
+from typing import TYPE_CHECKING
+
+from fpn.lazy import lazy
+
+if TYPE_CHECKING:
+    from fpn import data, errors, weights
+    from fpn.build import build
+    from fpn.evaluation.evaluate import evaluate
+    from fpn.predict import predict
+    from fpn.structures import Batch, Detections, Sample, Targets
+    from fpn.training.train import train
+    from fpn.weights import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,3 +28,18 @@ __all__ = [
     "train",
     "weights",
 ]
+
+lazy(
+    __name__,
+    {
+        **dict.fromkeys(("Batch", "Detections", "Sample", "Targets"), "fpn.structures"),
+        "build": "fpn.build",
+        "data": "fpn.data",
+        "errors": "fpn.errors",
+        "evaluate": "fpn.evaluation.evaluate",
+        "load": "fpn.weights",
+        "predict": "fpn.predict",
+        "train": "fpn.training.train",
+        "weights": "fpn.weights",
+    },
+)

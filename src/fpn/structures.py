@@ -1,4 +1,4 @@
-"""What flows between the parts: Sample -> Batch (with Targets) -> Detections.
+"""What flows between the parts: Sample -> Batch (with Targets and Regions) -> Detections.
 
 Legend, used in every shape of this library: B images, N ground-truth boxes, A anchors, R regions, D detections,
 K classes, H and W height and width in pixels. Boxes are (x1, y1, x2, y2) in float pixels, sizes are (height, width),
@@ -44,6 +44,7 @@ class Sample:
     original_size: tuple[int, int]  # height, width before any resizing
     key: int | None = None  # decides all chance in training on this sample: the same key, the same examples
     masks: UInt8[Tensor, "N H W"] | None = None  # 1 where the object is; only where outlines are asked for
+    regions: Float[Tensor, "R 4"] | None = None  # where objects may be; only where the split has proposals
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,14 @@ class Targets(_Tensors):
 
 
 @dataclass(frozen=True)
+class Regions(_Tensors):
+    """Given regions of a batch, padded to the image with the most; `valid` tells regions from padding."""
+
+    boxes: Float[Tensor, "B R 4"]
+    valid: Bool[Tensor, "B R"]
+
+
+@dataclass(frozen=True)
 class Batch(_Tensors):
     """Images padded at the right and bottom to one size, still uint8: the detector normalises on its own device."""
 
@@ -66,6 +75,7 @@ class Batch(_Tensors):
     indices: Int64[Tensor, " B"]  # position of each image in its split
     targets: Targets | None = None
     keys: Int64[Tensor, " B"] | None = None  # of the samples; without them chance is torch's global generator
+    regions: Regions | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -141,7 +151,7 @@ class Detections(_Tensors):
 
 
 # Known to torch.export and torch.compile as containers of tensors.
-for _container in (Targets, Batch):
+for _container in (Targets, Regions, Batch):
     torch.export.register_dataclass(_container)
 register_dataclass(
     Detections,

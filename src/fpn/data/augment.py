@@ -20,7 +20,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from fpn.boxes import area
-from fpn.data.transforms import LONG, SHORT, ResizeSides, resize_masks
+from fpn.data.sizes import LONG, SHORT
+from fpn.data.transforms import ResizeSides, resize_masks
 from fpn.errors import OptionError
 
 MIN_VISIBLE = 0.3  # of its area, for an object that a cut leaves in the picture to keep its box
@@ -31,7 +32,7 @@ FILL = (124, 116, 104)  # the mean of ImageNet, which is 0 once normalised: what
 HUE = 0.1  # turn of the colour circle at full `jitter`, against changes of 1 in brightness and so on
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: how bright red, green and blue look
 
-Target = dict[str, Any]  # "boxes" and "labels", and "masks" where asked for
+Target = dict[str, Any]  # "boxes" and "labels", where asked for "masks", and "regions" where there are proposals
 Pair = tuple[tv_tensors.Image, Target]
 Window = tuple[int, int, int, int]  # top, left, height, width
 Masks = UInt8[Tensor, "_ _ _"] | None
@@ -285,11 +286,14 @@ def blank(size: tuple[int, int]) -> tv_tensors.Image:
 
 def pair_of(pixels: Tensor, boxes: Tensor, labels: Tensor, masks: Masks = None) -> Pair:
     """What transforms take and return, of plain tensors: uint8 (3, H, W), boxes (N, 4), labels (N,), masks."""
-    size = (pixels.shape[1], pixels.shape[2])
-    form = tv_tensors.BoundingBoxFormat.XYXY
-    wrapped = tv_tensors.BoundingBoxes(boxes, format=form, canvas_size=size)  # pyright: ignore[reportCallIssue]
-    target = {"boxes": wrapped, "labels": labels}
+    target = {"boxes": boxes_in(boxes, (pixels.shape[1], pixels.shape[2])), "labels": labels}
     return tv_tensors.Image(pixels), target if masks is None else {**target, "masks": tv_tensors.Mask(masks)}
+
+
+def boxes_in(boxes: Tensor, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
+    """Boxes (N, 4) as transforms move them with an image of this size."""
+    form = tv_tensors.BoundingBoxFormat.XYXY
+    return tv_tensors.BoundingBoxes(boxes, format=form, canvas_size=size)  # pyright: ignore[reportCallIssue]
 
 
 def plain(boxes: Tensor) -> Tensor:

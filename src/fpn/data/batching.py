@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fpn.data.augment import Masks, Pair, pair_of, plain
+from fpn.data.augment import Masks, Pair, Target, boxes_in, pair_of, plain
 from fpn.data.dataset import Split
 from fpn.data.images import read_image
 from fpn.data.mixing import Mixing
 from fpn.data.outlines import needed
 from fpn.errors import DataError, ImageError, OptionError
-from fpn.structures import Batch, Sample, Targets
+from fpn.structures import Batch, Regions, Sample, Targets
 
 Item = int | tuple[int, int]  # index, or (epoch, index)
 Transform = Callable[..., Any]  # (image, target) -> (image, target), see transforms.py
@@ -36,7 +36,7 @@ class DetectionDataset(Dataset):
     Ignored boxes (crowds, difficult objects) are left out of the samples. An image that cannot be read brings a
     warning; in training the next readable image takes its place, otherwise the sample is None. `mixing` stands in for
     the transform in the epochs before `mixing.until`. With `masks` every box comes with the pixels of its object;
-    raises DataError where the split has no outlines.
+    raises DataError where the split has no outlines. Proposals that the split has go the way of the boxes.
     """
 
     def __init__(
@@ -113,11 +113,14 @@ class DetectionDataset(Dataset):
                 pair = self.transform(*pair)
         changed, boxes, labels = pair[0].as_subclass(Tensor), plain(pair[1]["boxes"]), pair[1]["labels"]
         height, width = changed.shape[1:]
-        boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
-        with_size = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        boxes, with_size = inside(boxes, (height, width))
         masks = None if self.outlines is None else plain(pair[1]["masks"])[with_size]
         size = (image.shape[1], image.shape[2])
-        return Sample(changed, boxes[with_size], labels[with_size], index, size, seed, masks)
+        regions = None
+        if self.split.regions is not None:
+            regions, real = inside(followed(pair[1]), (height, width))
+            regions = regions[real]
+        return Sample(changed, boxes[with_size], labels[with_size], index, size, seed, masks, regions)
 
     def _pair(self, image: UInt8[Tensor, "3 H W"], index: int) -> Pair:
         """An image with what is to be learnt from it."""
@@ -125,7 +128,11 @@ class DetectionDataset(Dataset):
         learnt = ~self.split.ignore[rows]
         boxes = torch.from_numpy(self.split.boxes[rows][learnt]).float().reshape(-1, 4)
         labels = torch.from_numpy(self.split.labels[rows][learnt])
-        return pair_of(image, boxes, labels, self._masks(np.flatnonzero(learnt) + rows.start, image))
+        pair = pair_of(image, boxes, labels, self._masks(np.flatnonzero(learnt) + rows.start, image))
+        if self.split.regions is not None:
+            given = torch.from_numpy(self.split.regions.of(index))
+            pair[1]["regions"] = boxes_in(given, (image.shape[1], image.shape[2]))
+        return pair
 
     def _masks(self, rows: np.ndarray, image: UInt8[Tensor, "3 H W"]) -> Masks:
         if self.outlines is None:
@@ -143,6 +150,23 @@ class DetectionDataset(Dataset):
         except ImageError as error:
             self._warn(index, f"{error}; it is not mixed into others")
             return None
+
+
+def inside(boxes: Float[Tensor, "N 4"], size: tuple[int, int]) -> tuple[Float[Tensor, "N 4"], Bool[Tensor, " N"]]:
+    """Boxes cut at the border of an image (height, width), and which of them something is left of."""
+    height, width = size
+    cut = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+    return cut, (cut[:, 2] > cut[:, 0]) & (cut[:, 3] > cut[:, 1])
+
+
+def followed(target: Target) -> Float[Tensor, "R 4"]:
+    """The proposals where a transform has moved them. Raises OptionError for one that has made another image."""
+    if "regions" not in target:
+        raise OptionError(
+            "saved proposals cannot follow what cuts images or puts several into one: train without lsj, crop, mosaic, "
+            "mixup and copy_paste"
+        )
+    return plain(target["regions"])
 
 
 def seed_from(*numbers: int) -> int:
@@ -181,7 +205,20 @@ def collate(samples: Sequence[Sample | None], multiple: int = 32, square: int | 
     indices = torch.tensor([sample.index for sample in kept])
     given = [sample.key for sample in kept if sample.key is not None]
     keys = torch.tensor(given) if len(given) == len(kept) else None
-    return Batch(images, sizes, original_sizes, indices, Targets(boxes, labels, valid, masks), keys)
+    targets, regions = Targets(boxes, labels, valid, masks), padded([sample.regions for sample in kept])
+    return Batch(images, sizes, original_sizes, indices, targets, keys, regions)
+
+
+def padded(regions: Sequence[Float[Tensor, "_ 4"] | None]) -> Regions | None:
+    """The regions of several images in one tensor, with room for at least one; None where not all have some."""
+    given = [boxes for boxes in regions if boxes is not None]
+    if len(given) < len(regions):
+        return None
+    boxes = torch.zeros((len(given), max(1, *map(len, given)), 4))
+    valid = torch.zeros(boxes.shape[:2], dtype=torch.bool)
+    for row, found in enumerate(given):
+        boxes[row, : len(found)], valid[row, : len(found)] = found, True
+    return Regions(boxes, valid)
 
 
 class GroupedBatches(Sampler[list[tuple[int, int]]]):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from fpn.data.dataset import Data
 from fpn.errors import OptionError
 from fpn.words import counted
 
 if TYPE_CHECKING:
-    from fpn.build import Spec
+    from fpn.data.dataset import Data
+    from fpn.spec import Spec
 
 data_app = App(name="data", help="Look at a data set, mend it, divide it, write it in another format.")
 
@@ -50,8 +50,8 @@ def info(
         Print JSON for other programs.
     """
     from fpn import data
-    from fpn.build import anchors_of
     from fpn.data.fit import measure
+    from fpn.spec import anchors_of
 
     spec = _spec(short, long=long, anchor_sizes=anchors and tuple(anchors), anchor_ratios=ratios and tuple(ratios))
     found = data.load(path)
@@ -109,7 +109,8 @@ def show(
 
     from fpn import data
     from fpn.data.show import save_grid
-    from fpn.training.settings import Options, augmentation_of, resolve
+    from fpn.training.options import Options
+    from fpn.training.settings import augmentation_of, resolve
 
     if augment and len(augment) > 1:
         raise OptionError(f"augment {' '.join(augment)}: name one of auto, none, light, strong")
@@ -254,9 +255,9 @@ def convert(path: Path, /, *, to: Literal["coco", "voc", "yolo"], out: Path) -> 
 
 def _spec(short: int | None, **given: Any) -> Spec:
     """What `fpn train` would build on this machine; what is None is left to it. Raises OptionError as it does."""
-    from fpn.build import Spec, check, resolved
     from fpn.data.fit import default_short
     from fpn.hardware import pick_device
+    from fpn.spec import Spec, check, resolved
 
     given = {name: value for name, value in given.items() if value is not None}
     spec = Spec("faster_rcnn", ("any",), short=default_short(pick_device()) if short is None else short, **given)

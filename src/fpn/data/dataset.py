@@ -6,7 +6,7 @@ Arrays rather than objects, so that 100,000 images take megabytes and worker pro
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,32 @@ class Problem:
         return f"{self.file}: {self.item} {self.text}" if self.item else f"{self.file}: {self.text}"
 
 
+def rows_of(offsets: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the given images, one image after the other, and the offsets of the images among these rows."""
+    counts = np.diff(offsets)[indices]
+    starts = np.repeat(offsets[indices], counts)
+    rows = starts + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return rows, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class SavedRegions:
+    """Where objects may be in the images of a split: in image i the rows offsets[i]:offsets[i+1], best first."""
+
+    offsets: np.ndarray  # (I + 1,) int64
+    boxes: np.ndarray  # (P, 4) float32: x1, y1, x2, y2 in pixels of the original images
+    scores: np.ndarray  # (P,) float32
+
+    def of(self, index: int) -> np.ndarray:
+        """(R, 4): the boxes of one image."""
+        return self.boxes[self.offsets[index] : self.offsets[index + 1]]
+
+    def select(self, indices: np.ndarray) -> SavedRegions:
+        """Those of the given images, in the given order."""
+        rows, offsets = rows_of(self.offsets, indices)
+        return SavedRegions(offsets, self.boxes[rows], self.scores[rows])
+
+
 @dataclass(frozen=True)
 class Split:
     """The I images of one split with their M boxes; those of image i are the rows offsets[i]:offsets[i+1]."""
@@ -80,6 +106,7 @@ class Split:
     )  # (M,) bool: COCO's iscrowd, VOC's difficult; not trained on, scored as pycocotools scores crowds
     areas: np.ndarray  # (M,) float64: square pixels as COCO gives them (of the mask), else of the box
     outlines: Outlines | None = None  # of the M objects, where they were asked for and any object of the data has one
+    regions: SavedRegions | None = None  # another detector's proposals, see `fpn.data.with_regions`
 
     def __len__(self) -> int:
         return len(self.files)
@@ -98,9 +125,7 @@ class Split:
 
     def select(self, indices: np.ndarray, name: str) -> Split:
         """The split made of the given images, in the given order."""
-        counts = np.diff(self.offsets)[indices]
-        starts = np.repeat(self.offsets[indices], counts)
-        rows = starts + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        rows, offsets = rows_of(self.offsets, indices)
         return Split(
             name=name,
             classes=self.classes,
@@ -109,13 +134,24 @@ class Split:
             files=self.files[indices],
             image_ids=self.image_ids[indices],
             sizes=self.sizes[indices],
-            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            offsets=offsets,
             boxes=self.boxes[rows],
             labels=self.labels[rows],
             ignore=self.ignore[rows],
             areas=self.areas[rows],
             outlines=self.outlines and self.outlines.select(rows),
+            regions=self.regions and self.regions.select(indices),
         )
+
+
+OBJECT = "object"  # the one class of what is only told from background
+
+
+def class_agnostic(split: Split) -> Split:
+    """The split with one class, "object", for all of its objects."""
+    return replace(
+        split, classes=(OBJECT,), category_ids=np.ones(1, dtype=np.int64), labels=np.zeros_like(split.labels)
+    )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 from fpn.data.dataset import Data, Split
 from fpn.data.duplicates import near_pairs
 from fpn.data.scan import PATIENCE, Scan, scan
-from fpn.data.transforms import LONG, SHORT
+from fpn.data.sizes import LONG, SHORT
 from fpn.words import counted, printable, some_of
 
 Severity = Literal["error", "warning", "note"]

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 
 from fpn.data.dataset import Split
-from fpn.data.transforms import SHORT
+from fpn.data.sizes import SHORT
 from fpn.model.anchors import Anchors, cell_anchors
 
 MULTIPLE = 32  # images are padded to multiples of this many pixels, see `fpn.data.batching.collate`
@@ -120,7 +120,7 @@ def measure(splits: Iterable[Split], short: int, long: int, anchors: Anchors) ->
 
 
 def resized_sizes(sizes: Int[np.ndarray, "I 2"], short: int, long: int) -> Int[np.ndarray, "I 2"]:
-    """`fpn.data.transforms.resized_size` of many images at once."""
+    """`fpn.data.sizes.resized_size` of many images at once."""
     smaller, larger = np.maximum(sizes.min(axis=1), 1), sizes.max(axis=1)
     new_smaller, new_larger = np.full(len(sizes), short), (short * larger / smaller).astype(np.int64)
     limited = new_larger > long
@@ -341,7 +341,7 @@ def objects_by_image(split: Split) -> Int[np.ndarray, " I"]:
 def caps(data: Mapping[str, Split], settings: Mapping[str, Any] = LIMITS) -> dict[str, Any]:
     """The limits of a detector that the densest image needs, as settings for `fpn.build`; {} where its own suffice.
 
-    settings: the detector's own, of which those that are too low are raised; see `fpn.build.all_settings`. Up to 100
+    settings: the detector's own, of which those that are too low are raised; see `fpn.spec.all_settings`. Up to 100
     objects the field's 100 detections an image stay, for numbers that compare. Beyond it there is room for a fifth more
     than were ever seen, and for two proposals or candidates a detection.
     """

@@ -17,23 +17,13 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from fpn.data.sizes import LONG, SHORT, resized_size
 from fpn.errors import OptionError
-
-SHORT, LONG = 800, 1333  # Sec. 5.1 of the FPN paper has 800; 1333 has been the field's limit since Detectron
 
 
 def resize_transform(short: int = SHORT, long: int = LONG) -> v2.Transform:
     """Resizes so that the shorter side is `short` pixels, or less where the longer side would exceed `long`."""
     return v2.Compose([ResizeSides([short], long), v2.ClampBoundingBoxes()])
-
-
-def resized_size(size: tuple[int, int], short: int, long: int) -> tuple[int, int]:
-    """Height and width after resizing, rounded as by torchvision's `Resize(short, max_size=long)`, at least 1."""
-    smaller, larger = min(size), max(size)
-    new_smaller, new_larger = short, int(short * larger / smaller)
-    if new_larger > long:
-        new_smaller, new_larger = max(1, int(long * new_smaller / new_larger)), long
-    return (new_larger, new_smaller) if size[0] > size[1] else (new_smaller, new_larger)
 
 
 class ResizeSides(v2.Transform):

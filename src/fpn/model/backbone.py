@@ -78,6 +78,21 @@ class Backbone(nn.Module):
             if int(name) > max(self.channels):
                 stage.requires_grad_(False)
 
+    def give_up(self, level: int) -> nn.Module:
+        """The stage that makes this level, the highest, for a head to run it on regions; gone from the backbone.
+
+        Raises OptionError where it has no weights: VGG's stage 5 is a pooling.
+        """
+        stage = self.stages[str(level)]
+        if next(stage.parameters(), None) is None:
+            raise OptionError(
+                f"stage {level} of this backbone has no weights, so it is no head: use box_head layers, as Fast R-CNN "
+                "does on VGG-16 with hidden 4096"
+            )
+        self.stages.pop(str(level))
+        self.channels = {k: n for k, n in self.channels.items() if k != level}
+        return stage
+
     def freeze(self, stages: int) -> None:
         """Stop the first `stages` stages from learning (0 to 5)."""
         for level in range(1, stages + 1):

@@ -60,6 +60,23 @@ class ConvHead(nn.Module):
         return self.classes(x).float(), self.offsets(x).float().unflatten(1, (-1, 4))
 
 
+class StageHead(nn.Module):
+    """The backbone's last stage on every region, average pooling, then classes and boxes.
+
+    The head of the single-level baseline (paper, Table 2a: "conv5" on 14x14 regions of C4; He et al. 2015). stage: the
+    backbone's own, with its weights; it is part of the head, no longer of the backbone. width: channels that it gives.
+    """
+
+    def __init__(self, stage: nn.Module, width: int, classes: int, class_agnostic: bool = False):
+        super().__init__()
+        self.stage = stage
+        self.classes, self.offsets = last_layers(width, classes, class_agnostic)
+
+    def forward(self, regions: Float[Tensor, "BR d s s"]) -> tuple[Float[Tensor, "BR K1"], Float[Tensor, "BR _k 4"]]:
+        x = self.stage(regions).mean((2, 3))
+        return self.classes(x).float(), self.offsets(x).float().unflatten(1, (-1, 4))
+
+
 def last_layers(inputs: int, classes: int, class_agnostic: bool) -> tuple[nn.Linear, nn.Linear]:
     """The layer for the classes and the one for the offsets, initialised as in Fast R-CNN."""
     layers = nn.Linear(inputs, classes + 1), nn.Linear(inputs, 4 if class_agnostic else classes * 4)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fpn import boxes as box
 from fpn.errors import OptionError
-from fpn.model.faster_rcnn import FasterRCNN, examples_at, head_losses
+from fpn.model.fast_rcnn import examples_at, head_losses
+from fpn.model.faster_rcnn import FasterRCNN
 from fpn.model.matching import IGNORED, match
 from fpn.model.rpn import Proposals
 from fpn.model.sampling import Examples

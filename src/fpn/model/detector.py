@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -13,7 +13,7 @@ from fpn.model.anchors import Anchors
 from fpn.structures import Batch, Detections
 
 if TYPE_CHECKING:
-    from fpn.build import Spec
+    from fpn.spec import Spec
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -24,6 +24,7 @@ class Detector(nn.Module):
     backbone: images -> {level: map}, with the channels of each level in `channels`.
     pyramid: such a dictionary -> {level: map} for its `levels`, each of `width` channels. Level k has stride 2**k.
     mean, std: of the pixels the backbone was trained on, red, green, blue, from 0 to 1; bgr: it wants blue first.
+    fixed_features: backbone and pyramid do not learn, and their norms keep their statistics.
     """
 
     spec: Spec  # set by `fpn.build`
@@ -34,6 +35,8 @@ class Detector(nn.Module):
     max_detections: int  # boxes an image, of all classes
     loss_weights: Mapping[str, float]  # every term of `losses`, and what it counts in training
     has_masks: bool = False  # learns from outlines, and gives a mask with each detection
+    proposes: bool = False  # gives regions that may hold an object, of whatever class; its only class is "object"
+    needs_regions: bool = False  # looks at given regions, `Batch.regions`
 
     def __init__(
         self,
@@ -44,12 +47,30 @@ class Detector(nn.Module):
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         bgr: bool = False,
+        fixed_features: bool = False,
     ):
         super().__init__()
         self.levels: tuple[int, ...] = tuple(pyramid.levels)  # pyright: ignore[reportArgumentType]
         self.backbone, self.pyramid, self.classes, self.bgr = backbone, pyramid, tuple(classes), bgr
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
+        self.fixed_features = fixed_features
+        if fixed_features:
+            self.fix_features()
+
+    def fix_features(self) -> None:
+        """From now on backbone and pyramid do not learn."""
+        self.fixed_features = True
+        self.backbone.requires_grad_(False)
+        self.pyramid.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.fixed_features:
+            self.backbone.eval()
+            self.pyramid.eval()
+        return self
 
     def losses(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         """The unweighted loss terms by name; the batch must have targets."""

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from fpn.errors import OptionError
 from fpn.model.losses import number_of
@@ -134,6 +133,8 @@ def outlines_in(
     RoIAlign with as many points a cell as the cell has pixels, or more. The masks become floats a few at a time, which
     is what bounds the memory: each time all boxes of other masks shrink to nothing.
     """
+    from torchvision.ops import roi_align
+
     flat = masks.flatten(0, 1)
     own = (index.clamp(min=0) + torch.arange(len(masks), device=masks.device)[:, None] * masks.shape[1]).flatten()
     own = torch.where(positive.flatten(), own, -1)

@@ -5,7 +5,6 @@ It is an operator of its own (`fpn::nms`), so that torch.compile and torch.expor
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 
 @torch.library.custom_op("fpn::nms", mutates_args=())
@@ -15,6 +14,8 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold:
     boxes (B, M, 4), scores (B, M), groups (B, M) int64 (level or class) and valid (B, M) bool give keep (B, M) bool. A
     box is dropped when its IoU with a kept box of higher score is above `threshold`.
     """
+    from torchvision.ops import batched_nms
+
     keep = torch.zeros_like(valid)
     for image in range(len(boxes)):
         rows = valid[image].nonzero()[:, 0]

@@ -122,6 +122,13 @@ class FPN(nn.Module):
     fuse: "sum" (the paper) or "average" of lateral and upsampled map.
     extra_relu: whether there is a ReLU between the levels that are made by convolutions. extra_norm: whether the norm
         follows these as well; see `Extra`.
+
+    Three options take a part away, to show what it is worth (the paper's Tables 1 to 3):
+    top_down: False for rows (d), a bottom-up pyramid: each level is made from its own C alone.
+    lateral: False for rows (e): C5 alone enters, all levels below are made from it by upsampling; C2..C4 only say how
+        large they are.
+    finest: rows (f): the pathway starts at the backbone's highest level all the same, but of `levels` there is but one,
+        its end.
     """
 
     def __init__(
@@ -134,28 +141,63 @@ class FPN(nn.Module):
         fuse: str = "sum",
         extra_relu: bool = True,
         extra_norm: bool = False,
+        top_down: bool = True,
+        lateral: bool = True,
+        finest: bool = False,
     ):
         super().__init__()
         if fuse not in ("sum", "average"):
             raise OptionError(f"pyramid fuse {fuse!r}: it must be sum or average")
-        self.width, self.levels = width, tuple(range(levels[0], levels[1] + 1))
-        self.own = own_levels(channels, self.levels)
+        if not (top_down or lateral):
+            raise OptionError("a pyramid without top-down pathway and without lateral connections has nothing below C5")
+        self.width, self.levels, self.top_down = width, tuple(range(levels[0], levels[1] + 1)), top_down
+        self.own = own_levels(channels, tuple(range(levels[0], max(channels) + 1)) if finest else self.levels)
         self.scale = 1.0 if fuse == "sum" else 0.5
-        self.lateral = nn.ModuleDict({str(k): convolution(channels[k], width, 1, norm) for k in self.own})
-        self.output = nn.ModuleDict({str(k): convolution(width, width, 3, norm) for k in self.own})
-        count, c5 = len(self.levels) - len(self.own), channels[self.own[-1]]
+        entering = self.own if lateral else self.own[-1:]
+        self.lateral = nn.ModuleDict({str(k): convolution(channels[k], width, 1, norm) for k in entering})
+        given = [k for k in self.own if k in self.levels]
+        self.output = nn.ModuleDict({str(k): convolution(width, width, 3, norm) for k in given})
+        count, c5 = len(self.levels) - len(given), channels[self.own[-1]]
         self.extra = Extra(extra, count, c5, width, extra_relu, norm if extra_norm else "none")
 
     def forward(self, c: Mapping[int, Float[Tensor, "B _ _ _"]]) -> dict[int, Float[Tensor, "B d _ _"]]:
         """{2: C2 .. 5: C5} -> {2: P2 .. 6: P6}."""
         *lower, highest = self.own
         top = self.lateral[str(highest)](c[highest])
-        p = {highest: self.output[str(highest)](top)}
+        merged = {highest: top}
         for level in reversed(lower):
-            top = (self.lateral[str(level)](c[level]) + upsample_to(top, c[level])) * self.scale
-            p[level] = self.output[str(level)](top)
-        p |= dict(enumerate(self.extra(p[highest], c[highest]), highest + 1))
+            merged[level] = top = self.merge(level, top, c[level])
+        p = {int(level): output(merged[int(level)]) for level, output in self.output.items()}
+        if highest in p:
+            p |= dict(enumerate(self.extra(p[highest], c[highest]), highest + 1))
         return {level: p[level] for level in self.levels}
+
+    def merge(
+        self, level: int, top: Float[Tensor, "B d _ _"], c: Float[Tensor, "B _c h w"]
+    ) -> Float[Tensor, "B d h w"]:
+        """What comes down from the level above and what enters from the side, where there is both (figure 3)."""
+        if not self.top_down:
+            return self.lateral[str(level)](c)
+        down = upsample_to(top, c)
+        if str(level) not in self.lateral:
+            return down
+        return (self.lateral[str(level)](c) + down) * self.scale
+
+
+class SingleLevel(nn.Module):
+    """No pyramid: one of the backbone's levels as it is, the baselines on C4 and on C5 (paper, Tables 1 to 3, a and b).
+
+    channels: those of each backbone level. level: the one it gives; `width` are its channels.
+    """
+
+    def __init__(self, channels: Mapping[int, int], level: int):
+        super().__init__()
+        self.levels = own_levels(channels, (level,))
+        self.width = channels[level]
+
+    def forward(self, c: Mapping[int, Float[Tensor, "B _ _ _"]]) -> dict[int, Float[Tensor, "B d _ _"]]:
+        """{2: C2 .. 5: C5} -> {4: C4}."""
+        return {level: c[level] for level in self.levels}
 
 
 def own_levels(channels: Mapping[int, int], levels: tuple[int, ...]) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -122,6 +121,8 @@ def level_by_level(
     """torchvision's pooling, where the work in a region depends on its size: RoI max pooling (Girshick 2015), adaptive
     RoIAlign. Every level pools all regions, those of other levels shrunk to nothing, which costs little.
     """
+    from torchvision.ops import roi_align, roi_pool
+
     image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None].expand(
         -1, boxes.shape[1], 1
     )
@@ -131,8 +132,8 @@ def level_by_level(
         here = (levels == level).flatten()
         own = torch.cat([rois[:, :1], rois[:, 1:] * here[:, None]], dim=1)
         if method == "pool":
-            found = torchvision.ops.roi_pool(p.float(), own, size, 2.0**-level)
+            found = roi_pool(p.float(), own, size, 2.0**-level)
         else:
-            found = torchvision.ops.roi_align(p.float(), own, size, 2.0**-level, -1, aligned)
+            found = roi_align(p.float(), own, size, 2.0**-level, -1, aligned)
         pooled = pooled + found * here[:, None, None, None]
     return pooled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,11 +26,15 @@ class RpnOutput:
 
 @dataclass(frozen=True)
 class Proposals:
-    """R candidate boxes an image, highest score first; `valid` tells proposals from padding."""
+    """R candidate boxes an image, highest score first; `valid` tells proposals from padding.
+
+    levels: of the anchor that each was made from; None where they come from elsewhere.
+    """
 
     boxes: Float[Tensor, "B R 4"]
     scores: Float[Tensor, "B R"]
     valid: Bool[Tensor, "B R"]
+    levels: Int64[Tensor, "B R"] | None = None
 
 
 class RpnHead(nn.Module):
@@ -53,6 +57,22 @@ class RpnHead(nn.Module):
             logits[level] = self.objectness(x).permute(0, 2, 3, 1).flatten(1).float()
             offsets[level] = self.offsets(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float()
         return RpnOutput(logits, offsets)
+
+
+class SeparateRpnHeads(nn.Module):
+    """A head of its own for each level, to see what sharing it is worth.
+
+    The paper shares it, and reports similar accuracy without (section 4.1).
+    """
+
+    def __init__(self, levels: Iterable[int], width: int, anchors_per_cell: int, convolutions: int = 1):
+        super().__init__()
+        self.heads = nn.ModuleDict({str(k): RpnHead(width, anchors_per_cell, convolutions) for k in levels})
+
+    def forward(self, pyramid: Mapping[int, Float[Tensor, "B d _ _"]]) -> RpnOutput:
+        found = [self.heads[str(level)]({level: x}) for level, x in pyramid.items()]
+        logits = {level: x for out in found for level, x in out.logits.items()}
+        return RpnOutput(logits, {level: x for out in found for level, x in out.offsets.items()})
 
 
 def propose(
@@ -80,7 +100,8 @@ def propose(
     boxes = torch.where(valid[..., None], boxes, 0.0)  # weights that went NaN must not become indices
     keep = nms(boxes, scores, level, valid, iou)
     scores, order = torch.where(keep, scores, -1.0).topk(min(total, scores.shape[1]), dim=1)
-    return Proposals(boxes.gather(1, order[..., None].expand(-1, -1, 4)), scores, scores >= 0)
+    boxes, level = boxes.gather(1, order[..., None].expand(-1, -1, 4)), level.gather(1, order) + min(anchors)
+    return Proposals(boxes, scores, scores >= 0, level)
 
 
 def best_of_level(

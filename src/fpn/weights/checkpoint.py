@@ -16,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fpn.build import Spec, from_spec
+from fpn.build import from_spec
 from fpn.errors import CheckpointError, FpnError
 from fpn.model.backbone import OWN
 from fpn.model.detector import Detector
+from fpn.spec import Spec
 from fpn.writing import replacing
 
 KEY = "fpn"  # the metadata entry that marks a file as ours

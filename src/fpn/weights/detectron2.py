@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fpn.build import MODELS, Spec
 from fpn.model.detector import Detector
+from fpn.spec import MODELS, Spec
 from fpn.weights.files import read_tensors, state_in
 from fpn.weights.foreign import (
     Names,
@@ -65,7 +65,7 @@ def from_detectron2(
 
     source: a `.pkl` file of its model zoo, a `.pth` file of its trainer, or the model's state dict.
     classes: the names of its classes in its order; left out, the 80 of COCO if it has 80, else "class 1" and so on.
-    options: fields of `fpn.build.Spec` or settings of the detector that differ from detectron2's configuration for the
+    options: fields of `fpn.spec.Spec` or settings of the detector that differ from detectron2's configuration for the
         model zoo, such as `score=0.01`. The weights do not tell these: `stride_in_1x1` (STRIDE_IN_1X1), which is taken
         to be true for ResNets and false for ResNeXts; `mean`, `std` (PIXEL_MEAN, PIXEL_STD; here as fractions of 255,
         red first) and `bgr` (FORMAT), unless the file has them; anchors other than detectron2's.

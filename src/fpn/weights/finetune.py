@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from fpn.build import Spec, as_tuple, from_spec
+from fpn.build import from_spec
 from fpn.errors import CheckpointError
 from fpn.model.backbone import OWN
 from fpn.model.detector import Detector
+from fpn.spec import Spec, as_tuple
 
 # How images are read and which part learns may differ from the source; all else belongs to the weights.
 FREE = ("short", "long", "square", "freeze")
@@ -40,7 +41,7 @@ def adapt(source: Detector, classes: Sequence[str], **options: Any) -> FineTuned
 
     Where the classes are the source's, in its order, these are kept too. options: `short`, `long`, `square`, `freeze`,
     or settings of the detector's class, such as `max_detections`. Raises CheckpointError for any other option that is
-    not the source's own.
+    not the source's own, and for a setting that other layers would belong to, such as another `pooled_size`.
     """
     own = {field.name for field in fields(Spec)} - {"settings"}
     given = {name: as_tuple(value) for name, value in options.items()}
@@ -74,9 +75,11 @@ def fill_fitting(detector: Detector, state: Mapping[str, torch.Tensor], same_cla
         own_module = detector.backbone if larger.backbone.startswith(OWN) else None
         more = from_spec(larger, module=own_module).state_dict()
         by_class = {name for name, value in wanted.items() if more[name].shape != value.shape}
-    replaced = [
-        name for name in wanted if name in by_class or name not in state or state[name].shape != wanted[name].shape
-    ]
-    kept = {name: state[name] for name in wanted if name not in {*replaced}}
+    kept = {name: state.get(name) for name in wanted if name not in by_class}
+    if other := [name for name, value in kept.items() if value is None or value.shape != wanted[name].shape]:
+        raise CheckpointError(
+            f"the options make {', '.join(other[:3])} of another shape than the weights have: leave out those that are "
+            "not the source's own, such as pooled_size"
+        )
     detector.load_state_dict({**wanted, **kept})
-    return FineTuned(detector, len(kept), replaced)
+    return FineTuned(detector, len(kept), [name for name in wanted if name in by_class])

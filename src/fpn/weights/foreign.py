@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from fpn.build import Spec, as_tuple, from_spec
+from fpn.build import from_spec
 from fpn.errors import CheckpointError
 from fpn.model.detector import Detector
+from fpn.spec import Spec, as_tuple
 
 # Blocks of stages 2 to 5, convolutions in each, and channels and groups of the middle one in stage 2.
 RESNETS: dict[tuple[tuple[int, ...], int, int, int], str] = {

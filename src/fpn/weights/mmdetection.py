@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fpn.build import Spec
 from fpn.errors import CheckpointError
 from fpn.model.detector import Detector
+from fpn.spec import Spec
 from fpn.weights.files import read_content, state_in
 from fpn.weights.foreign import Names, assembled, names_for, naming, resnet_of, size_of, translated, with_options
 
@@ -33,7 +33,7 @@ def from_mmdetection(
     source: a `.pth` file, what it holds, or the model's state dict.
     classes: the names of its classes in its order; left out, those in the file, else the 80 of COCO if it has 80, else
         "class 1" and so on.
-    options: fields of `fpn.build.Spec` or settings of the detector that differ from the configuration in the file.
+    options: fields of `fpn.spec.Spec` or settings of the detector that differ from the configuration in the file.
         Where there is none, mmdetection's base configuration of the model is taken: weights of its `caffe` style then
         need `stride_in_1x1=True, bgr=True` and their `mean` and `std` (as fractions of 255, red first).
 

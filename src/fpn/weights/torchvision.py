@@ -142,6 +142,7 @@ def obstacles(detector: Detector) -> list[str]:
     if spec.model not in MODELS:
         return [f"it has only {', '.join(MODELS)}"]
     common = {"neck": "fpn", "fuse": "sum", "extra_relu": True, "stride_in_1x1": False, "square": False, "bgr": False}
+    common |= {"top_down": True, "lateral": True, "finest": False, "rpn_shared": True, "box_head": "layers"}
     own = {"geometric_mean": True} if spec.model == "fcos" else {}
     wanted: dict[str, Any] = {**MODELS[spec.model], **common, **own}
     # Numbers that its models are made with, and what matters in training only.

@@ -44,7 +44,7 @@ def block(rest: str) -> str:
 def theirs(names: Iterable[str], model: str, low: int, mobilenet: bool) -> dict[str, str | None]:
     """torchvision's name for each of our tensors, None where it has no such tensor.
 
-    model: as in `fpn.build.MODELS`. low: the pyramid's lowest level.
+    model: as in `fpn.spec.MODELS`. low: the pyramid's lowest level.
     """
     names = list(names)
     convs = len({name.split(".")[2] for name in names if name.startswith("box_head.convs.")})
