@@ -17,6 +17,7 @@ from fpn.drawing import ALARM, colour_of
 from fpn.errors import FpnError
 from fpn.evaluation import report
 from fpn.evaluation.charts import training_charts
+from fpn.evaluation.page import LEVEL_COLOURS, annotated
 from fpn.evaluation.report import ReportSample, write_report
 from fpn.structures import Detections
 
@@ -156,13 +157,13 @@ def test_levels_are_counted_and_coloured(tmp_path: Path) -> None:
     with Image.open(tmp_path / "pictures/01-levels.jpg") as picture:
         assert picture.size == (640, 320)
         across = np.asarray(picture).astype(int)[140, 384:386].mean(axis=0)  # left side of OTHER, read from P4
-    nearest = min(report.LEVEL_COLOURS, key=lambda n: np.abs(across - report.LEVEL_COLOURS[n]).sum())
+    nearest = min(LEVEL_COLOURS, key=lambda n: np.abs(across - LEVEL_COLOURS[n]).sum())
     assert nearest == 4
 
 
 def test_small_and_large_images_are_brought_to_a_readable_size() -> None:
     for shape, expected in (((3, 20, 10), (320, 640)), ((3, 700, 800), (800, 700)), ((3, 1000, 4000), (960, 240))):
-        picture = report._annotated(torch.zeros(shape, dtype=torch.uint8), torch.zeros(0, 4), [], [], [])
+        picture = annotated(torch.zeros(shape, dtype=torch.uint8), torch.zeros(0, 4), [], [], [])
         assert picture.size == expected
 
 

@@ -33,7 +33,8 @@ class Results:
 
     Positions are those of images in the split. Only the ground truth of `images` counts, so an image that could not be
     read belongs in neither. Boxes are (x1, y1, x2, y2) in pixels of the image as given; labels run from 0. `masks`, of
-    detectors that have them, are compressed run lengths (see `fpn.rle`) in images of the annotated size.
+    detectors that have them, are compressed run lengths (see `fpn.rle`) in images of the annotated size. `levels` are
+    those of the pyramid that the detections were made from, where they are known.
     """
 
     images: Int[np.ndarray, " i"]
@@ -42,6 +43,7 @@ class Results:
     scores: Float[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"]
     masks: list[str] | None = None
+    levels: Int[np.ndarray, " n"] | None = None
 
 
 class Metrics(dict[str, float]):
@@ -49,6 +51,7 @@ class Metrics(dict[str, float]):
 
     `per_class` has AP, AP50, AP75, AR and the number of objects of every class by its name; `notes` says in words why a
     number is -1 and what was left out. `masks` are the same numbers of masks in place of boxes, where there are any.
+    `main` is the name, in `with_masks`, of the number that tells a better detector from a worse one.
     """
 
     def __init__(
@@ -57,11 +60,13 @@ class Metrics(dict[str, float]):
         per_class: dict[str, dict[str, float]],
         notes: list[str],
         masks: Metrics | None = None,
+        main: str = "AP",
     ):
         super().__init__(numbers)
         self.per_class = per_class
         self.notes = notes
         self.masks = masks
+        self.main = main
 
     def as_dict(self) -> dict:
         """Everything in one dictionary that `json` can write: the numbers, "per_class", "notes" and "masks"."""
@@ -73,10 +78,12 @@ class Metrics(dict[str, float]):
         return {**self, **{f"mask_{name}": value for name, value in (self.masks or {}).items()}}
 
     def summary(self) -> str:
-        """One line: AP, AP50 and AP by size of object, and AP of masks."""
-        sizes = " ".join(f"{size} {_number(self[f'AP_{size}'])}" for size in SIZES)
-        masks = "" if self.masks is None else f"  masks {_number(self.masks['AP'])}"
-        return f"AP {_number(self['AP'])}  AP50 {_number(self['AP50'])}  {sizes}{masks}"
+        """One line: AP and AP50, or AR of proposals; AP or AR by size of object, and of masks."""
+        name = self.main.removeprefix("mask_")
+        whole = "  ".join(f"{n} {_number(self[n])}" for n in [n for n in self if "_" not in n][:2])
+        sizes = " ".join(f"{size} {_number(self[f'{name}_{size}'])}" for size in SIZES)
+        masks = "" if self.masks is None else f"  masks {_number(self.masks[name])}"
+        return f"{whole}  {sizes}{masks}"
 
     def table(self) -> str:
         """All 12 numbers, then a line for each class; "-" stands for -1, which `notes` explains. Masks after boxes."""
@@ -85,8 +92,11 @@ class Metrics(dict[str, float]):
         return f"boxes\n{self._table()}\n\nmasks\n{self.masks.table()}"
 
     def _table(self) -> str:
-        lines = [f"{name:<10}{_number(value):>7}" for name, value in self.items()]
-        columns = [name for name in next(iter(self.per_class.values()), {}) if name != "objects"]
+        column = max(10, *(len(name) + 1 for name in self))
+        lines = [f"{name:<{column}}{_number(value):>7}" for name, value in self.items()]
+        if not self.per_class:
+            return "\n".join(lines)
+        columns = [name for name in next(iter(self.per_class.values())) if name != "objects"]
         width = max([len("class"), *map(len, self.per_class)])
         lines += ["", f"{'class':<{width}}{'objects':>9}" + "".join(f"{name:>8}" for name in columns)]
         for name, row in self.per_class.items():
@@ -122,7 +132,7 @@ def _numbers(
     split: Split, results: Results, counted: np.ndarray, max_detections: int, kind: Kind
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """The 12 numbers, and some of them for each class. `counted` tells the objects that take part."""
-    precision, recall = _evaluate(split, results, max_detections, kind)
+    precision, recall = evaluated(split, results, (1, 10, max_detections), kind)
     sizes = [f"_{size}" for size in SIZES]
     numbers = {"AP": _mean(precision[:, :, :, 0, 2])}
     numbers |= {"AP50": _mean(precision[0, :, :, 0, 2]), "AP75": _mean(precision[5, :, :, 0, 2])}
@@ -198,14 +208,20 @@ def _annotations(split: Split, ids: np.ndarray, outlines: bool) -> list[dict]:
     return entries
 
 
-def _evaluate(split: Split, results: Results, max_detections: int, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (10 IoUs, 101 recalls, K, 4 sizes, 3 limits), recall (10, K, 4, 3); classes by id, -1 if undefined."""
+def evaluated(
+    split: Split, results: Results, limits: tuple[int, ...], kind: Kind
+) -> tuple[Float[np.ndarray, "10 101 K 4 L"], Float[np.ndarray, "10 K 4 L"]]:
+    """Precision by IoU, recall, class, size of object (all, then `SIZES`) and limit of detections; recall by the same.
+
+    -1 where they are undefined. Classes stand in the order of their ids. limits: how many detections of a class in an
+    image count, in ascending order.
+    """
     from faster_coco_eval import COCO, COCOeval_faster
     from faster_coco_eval.core.mask import area
 
     classes = len(split.classes)
     if not classes or not len(results.images):  # the evaluator takes an empty list to mean "all"
-        return np.full((10, 101, classes, 4, 3), -1.0), np.full((10, classes, 4, 3), -1.0)
+        return np.full((10, 101, classes, 4, len(limits)), -1.0), np.full((10, classes, 4, len(limits)), -1.0)
     # Images are numbered anew, in the order of their ids: the evaluator keeps ids as floats, too short for some ids.
     ids = np.argsort(np.argsort(split.image_ids, kind="stable"), kind="stable") + 1
     sizes = split.sizes[results.images].tolist()
@@ -229,7 +245,7 @@ def _evaluate(split: Split, results: Results, max_detections: int, kind: Kind) -
     evaluator = COCOeval_faster(
         COCO({**header, "annotations": objects}), COCO({**header, "annotations": detections}), kind
     )
-    evaluator.params.maxDets = [1, 10, max_detections]
+    evaluator.params.maxDets = list(limits)
     evaluator.evaluate()
     evaluator.accumulate()
     return evaluator.eval["precision"], evaluator.eval["recall"]

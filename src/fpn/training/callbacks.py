@@ -72,7 +72,7 @@ class Bar(Callback):
 class Keeper(Callback):
     """After each epoch: a line on the screen, one in metrics.csv, last and (where it is) best checkpoint, resume state.
 
-    The best epoch is the one with the highest AP on the validation split; without one, the last.
+    The best epoch is the one with the highest AP on the validation split (`Metrics.main`); without one, the last.
     """
 
     def __init__(self, out: Path, patience: int | None, quiet: bool = False) -> None:
@@ -90,11 +90,11 @@ class Keeper(Callback):
         epoch = trainer.current_epoch + 1
         row = self.row(epoch, trainer, pl_module)
         self.history.append(row)
-        ap = row.get("AP", -1.0)
-        ap = ap if ap >= 0 else float(epoch)  # nothing to measure on: the last is the best
-        improved = ap > self.best
+        reached = row[pl_module.metrics.main] if pl_module.metrics else -1.0
+        reached = reached if reached >= 0 else float(epoch)  # nothing to measure on: the last is the best
+        improved = reached > self.best
         if improved:
-            self.best, self.best_epoch = ap, epoch
+            self.best, self.best_epoch = reached, epoch
         self.warn_if_starved(row["waiting"], pl_module.settings.workers)
         if trainer.is_global_zero:
             numbers = pl_module.metrics.with_masks() if pl_module.metrics else {}

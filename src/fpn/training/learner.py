@@ -17,8 +17,8 @@ from fpn.data import GroupedBatches, Split, loader, resize_transform, training_t
 from fpn.data.batching import seed_from
 from fpn.data.mixing import Mixing
 from fpn.errors import TrainingError
-from fpn.evaluation.evaluate import collect, detect_original, merge
-from fpn.evaluation.metrics import Metrics, Results, score
+from fpn.evaluation.evaluate import collect, detect_original, merge, score_for
+from fpn.evaluation.metrics import Metrics, Results
 from fpn.model.detector import Detector
 from fpn.structures import Batch
 from fpn.training.meters import Meters
@@ -163,7 +163,7 @@ class Learner(pl.LightningModule):
             shards = [results] * self.trainer.world_size
             torch.distributed.all_gather_object(shards, results)
             results = merge(shards)
-        self.metrics = score(self.val_split, results, max(100, self.detector.max_detections))
+        self.metrics = score_for(self.detector, self.val_split, results)
         self.log_dict({f"val/{name}": value for name, value in self.metrics.with_masks().items()}, rank_zero_only=True)
 
     def configure_optimizers(self):

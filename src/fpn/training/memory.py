@@ -6,13 +6,15 @@ import copy
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from fpn.data import Split
 from fpn.data.fit import most_boxes, resized_sizes
 from fpn.errors import OptionError
 from fpn.model.detector import Detector
-from fpn.structures import Batch, Targets
+from fpn.structures import Batch, Regions, Targets
 
 LARGEST = {"cpu": 16, "cuda": 256, "mps": 32}  # beyond, more images a step bring no more images a second
 SHARE = 0.8  # of the memory that is free may be used: real batches vary, and memory gets fragmented
@@ -30,13 +32,14 @@ def largest_batch(
     size, objects = largest_size(split, max(scales), detector.spec.sides[1]), mixed * most_boxes([split])[0]
     if detector.spec.square:
         size = (max(size), max(size))
+    regions = 0 if split.regions is None else int(np.diff(split.regions.offsets).max())
     model = copy.deepcopy(detector).to(device).train()
     forget_peak(device)
     fits, free, base, before = 0, free_memory(device), peak(device), 0
     while fits < LARGEST[device.type]:
         batch = max(1, 2 * fits)
         try:
-            step(model, made_up_batch(batch, size, objects, detector.has_masks), device, bf16)
+            step(model, made_up_batch(batch, size, objects, detector.has_masks, regions), device, bf16)
         except (torch.OutOfMemoryError, MemoryError):
             break
         used = peak(device) - base
@@ -59,18 +62,25 @@ def largest_size(split: Split, short: int, long: int) -> tuple[int, int]:
     return int(-(-height // 32) * 32), int(-(-width // 32) * 32)
 
 
-def made_up_batch(count: int, size: tuple[int, int], objects: int, with_masks: bool = False) -> Batch:
+def made_up_batch(count: int, size: tuple[int, int], objects: int, with_masks: bool = False, regions: int = 0) -> Batch:
     (height, width), objects = size, max(1, objects)
-    corners = torch.rand(count, objects, 2) * torch.tensor([0.8 * width, 0.8 * height])
     targets = Targets(
-        torch.cat([corners, corners + torch.tensor([0.1 * width, 0.1 * height])], dim=-1),
-        torch.zeros(corners.shape[:2], dtype=torch.int64),
-        torch.ones(corners.shape[:2], dtype=torch.bool),
+        made_up_boxes((count, objects), size),
+        torch.zeros((count, objects), dtype=torch.int64),
+        torch.ones((count, objects), dtype=torch.bool),
         torch.ones((count, objects, height, width), dtype=torch.uint8) if with_masks else None,
     )
     sizes = torch.tensor([size] * count)
     images = torch.randint(256, (count, 3, height, width), dtype=torch.uint8)
-    return Batch(images, sizes, sizes, torch.zeros(count, dtype=torch.int64), targets)
+    given = Regions(made_up_boxes((count, regions), size), torch.ones((count, regions), dtype=torch.bool))
+    indices = torch.zeros(count, dtype=torch.int64)
+    return Batch(images, sizes, sizes, indices, targets, regions=given if regions else None)
+
+
+def made_up_boxes(shape: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    sides = torch.tensor([size[1], size[0]])
+    corners = torch.rand(*shape, 2) * 0.8 * sides
+    return torch.cat([corners, corners + 0.1 * sides], dim=-1)
 
 
 def step(model: Detector, batch: Batch, device: torch.device, bf16: bool) -> None:

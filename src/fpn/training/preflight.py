@@ -29,7 +29,7 @@ from fpn.data.images import image_size
 from fpn.errors import DataError, ImageError
 from fpn.evaluation.metrics import Metrics, Results, score
 from fpn.model.detector import Detector
-from fpn.model.faster_rcnn import FasterRCNN
+from fpn.model.region_proposals import RPN
 from fpn.training.settings import Settings
 from fpn.words import some_of
 
@@ -200,15 +200,17 @@ def _limits(detector: Detector, train: Split, val: Split | None) -> Finding:
     most, file = most_boxes(splits.values())
     detections = detector.max_detections
     limits, lowest = f"a limit of {detections:,} detections an image", detections
-    if isinstance(detector, FasterRCNN):
+    if isinstance(detector, RPN):
         proposals = detector.proposals[1]
         limits = f"limits of {detections:,} detections and {proposals:,} proposals an image"
+        limits = f"a limit of {proposals:,} proposals an image" if detector.proposes else limits
         lowest = min(detections, proposals, detector.proposals_per_level[1])
     elif isinstance(candidates := getattr(detector, "candidates", None), int):
         limits = f"limits of {detections:,} detections an image and {candidates:,} candidates a level"
         lowest = min(detections, candidates)
     if most <= lowest:
-        counted = f"; AP counts up to {detections:,}, where COCO's counts 100" if detections > DETECTIONS else ""
+        beyond = detections > DETECTIONS and not detector.proposes
+        counted = f"; AP counts up to {detections:,}, where COCO's counts 100" if beyond else ""
         return Finding(True, f"{limits}, the densest has {most:,} objects{counted}")
     usual = {**LIMITS, "candidates": CANDIDATES}
     wanted = {**usual, **caps(splits, usual)}

@@ -1,120 +1,20 @@
-"""The options of a training run, with defaults that fit the data and the machine."""
+"""What a training run does: its options, with defaults that fit the data and the machine."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from fpn.data import PRESETS, Augmentation, Split
 from fpn.errors import OptionError
 from fpn.hardware import check_devices, pick_device, pick_precision, pick_workers
+from fpn.training.options import Options
 from fpn.training.schedule import SCHEDULES
 
-
-@dataclass(frozen=True)
-class Options:
-    """What can be chosen for a run; None is filled in by `resolve` to fit the data and the machine.
-
-    Parameters
-    ----------
-    epochs
-        Passes over the data; 12, and more for small data, when left out.
-    batch
-        Images a step and device; auto for the most that fit into memory. When left out, 4 on a CPU and up to 16 on a
-        GPU by its memory.
-    accumulate
-        Steps whose gradients are added up before the weights change.
-    lr
-        Learning rate of SGD; 0.02 for 16 images in all, in proportion for others, when left out.
-    momentum
-        How much of the last step each step of SGD repeats.
-    weight_decay
-        How fast weights shrink; biases and norms are spared.
-    warmup
-        Steps of linear warm-up; a tenth of all, 1000 at most, when left out.
-    schedule
-        How the learning rate falls: cosine, step or constant.
-    clip
-        Largest norm of the gradient; 0 is off.
-    ema
-        Decay of the moving average of the weights, which is what is measured and kept; 0 is off.
-    precision
-        32, or bf16 for mixed precision; auto takes that where the hardware is made for it.
-    scales
-        Several shorter sides to draw from while training (multi-scale).
-    augment
-        How much images are changed: none, light (flips), strong, or auto by the number of epochs. Each of the eight
-        options below overrides one part; look at the outcome with `fpn data show`.
-    flip
-        Probability of a horizontal flip.
-    vertical_flip
-        Probability of a vertical flip, for images without an up: from a microscope, from above.
-    lsj
-        Smallest and largest factor of scale jitter, such as 0.5 2; 1 1 is off.
-    crop
-        Probability of a cut to a random part with objects.
-    jitter
-        Strength of random changes of colour, 0 to 1.
-    mosaic
-        Probability of four images in one; off in the last epochs, as are the next two.
-    mixup
-        Probability of two images shining through each other.
-    copy_paste
-        Probability of objects of another image put in.
-    patience
-        Stop after so many epochs without a better AP.
-    on_nan
-        What to do about a loss that is not finite: stop, or skip the batch and count it.
-    save_minutes
-        How often the state for --resume is written within an epoch.
-    deterministic
-        Only algorithms that repeat to the last bit, also on GPUs; slower there.
-    seed
-        The same seed gives the same run.
-    workers
-        Processes that load images; one a core up to 4 when left out.
-    device
-        auto, cpu, cuda, cuda:N or mps.
-    devices
-        Number of devices on this machine.
-    nodes
-        Number of machines.
-    """
-
-    epochs: int | None = None
-    batch: int | Literal["auto"] | None = None
-    accumulate: int = 1
-    lr: float | None = None
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup: int | None = None
-    schedule: str = "cosine"
-    clip: float = 10.0
-    ema: float = 0.999
-    precision: str = "auto"
-    scales: Sequence[int] | None = None
-    augment: str = "auto"
-    flip: float | None = None
-    vertical_flip: float | None = None
-    lsj: Sequence[float] | None = None
-    crop: float | None = None
-    jitter: float | None = None
-    mosaic: float | None = None
-    mixup: float | None = None
-    copy_paste: float | None = None
-    patience: int | None = None
-    on_nan: str = "stop"
-    save_minutes: float = 10.0
-    deterministic: bool = False
-    seed: int = 0
-    workers: int | None = None
-    device: str = "auto"
-    devices: int = 1
-    nodes: int = 1
+NEW_IMAGES = ("lsj", "crop", "mosaic", "mixup", "copy_paste")  # augmentations that cut images or join several
 
 
 @dataclass(frozen=True)
@@ -174,7 +74,7 @@ def resolve(options: Options, train: Split, short: int) -> Settings:
         "warmup": min(1000, max(1, steps * epochs // 10)) if options.warmup is None else options.warmup,
         "precision": pick_precision(options.precision, device),
         "scales": tuple(options.scales or (short,)),
-        **pick_augmentation(options, epochs),
+        **pick_augmentation(options, epochs, train.regions is not None),
         "workers": pick_workers(options.workers),
         "device": str(device),
     }
@@ -205,12 +105,21 @@ def check(**given: Any) -> None:
         raise OptionError(f"schedule {given['schedule']!r}: it must be {', '.join(SCHEDULES)}")
 
 
-def pick_augmentation(options: Options, epochs: int) -> dict[str, Any]:
-    """The preset, chosen where it is "auto", and each of its parts as the options or else the preset have it."""
-    name = default_augment(epochs) if options.augment == "auto" else options.augment
+def pick_augmentation(options: Options, epochs: int, regions: bool = False) -> dict[str, Any]:
+    """The preset, chosen where it is "auto", and each of its parts as the options or else the preset have it.
+
+    Raises OptionError where an image would be cut or made of several, and there are saved regions, which stay behind.
+    """
+    usual = "light" if regions else default_augment(epochs)
+    name = usual if options.augment == "auto" else options.augment
     given = {part: getattr(options, part) for part in vars(PRESETS[name])}
     given["lsj"] = None if options.lsj is None else tuple(options.lsj)
     chosen = replace(PRESETS[name], **{part: value for part, value in given.items() if value is not None})
+    if regions and (others := [part for part in NEW_IMAGES if getattr(chosen, part) not in (0, (1, 1))]):
+        raise OptionError(
+            f"the data has saved proposals, which cannot follow {', '.join(others)}: leave these out, as augment light "
+            "and none do"
+        )
     return {"augment": name, **vars(chosen)}
 
 

@@ -13,14 +13,16 @@ from typing import Any
 import torch
 import yaml
 
-from fpn.data import Data, Split
+from fpn.data import Data, Split, class_agnostic
 from fpn.data.outlines import needed
 from fpn.errors import CheckpointError, DataError, FpnError, OptionError, TrainingError
+from fpn.evaluation.evaluate import check_regions
 from fpn.hardware import is_main_process
 from fpn.model.detector import Detector
 from fpn.training.memory import largest_batch
+from fpn.training.options import Options
 from fpn.training.preflight import preflight, print_preflight
-from fpn.training.settings import Options, Settings, resolve
+from fpn.training.settings import Settings, resolve
 from fpn.training.trouble import out_of_memory
 from fpn.weights.checkpoint import fill, read
 from fpn.writing import replacing
@@ -46,6 +48,7 @@ def train(
     resume: bool = False,
     config: Mapping[str, Any] | None = None,
     quiet: bool = False,
+    bar: bool | None = None,
     **options: Any,
 ) -> Run:
     """Train `detector` on data["train"], measure it on data["val"] after each epoch, keep the best in `out`.
@@ -53,7 +56,8 @@ def train(
     The detector is left with the weights of the best epoch. options: see `fpn.training.settings.Options`: epochs,
     batch, lr, schedule, precision, scales, patience and so on; what is left out fits the data and the machine. resume:
     go on with the run in `out` where it was stopped, with the options it has. config: anything else to note in
-    `out/config.yaml`.
+    `out/config.yaml`. quiet: nothing is said of the run; bar: whether there is a progress bar, as quiet has it when
+    None.
 
     Writes best.safetensors, last.safetensors, metrics.csv, config.yaml, TensorBoard events and resume.ckpt to `out`.
     Raises OptionError and DataError before anything is written, TrainingError where a loss is not finite.
@@ -62,6 +66,8 @@ def train(
 
     out = Path(out)
     split, val = data["train"], data.get("val")
+    if detector.proposes:
+        split, val = class_agnostic(split), None if val is None else class_agnostic(val)
     check(detector, split, val)
     state = resume_state(out, resume)
     if resume:
@@ -78,7 +84,7 @@ def train(
         for unfinished in out.glob(".*.tmp"):  # of a run that was killed while it wrote
             unfinished.unlink()
     with as_before():
-        keeper = fit(detector.train(), split, val, out, settings, state, quiet)
+        keeper = fit(detector.train(), split, val, out, settings, state, quiet, not quiet if bar is None else bar)
     best = out / "best.safetensors"
     fill(detector, read(best)[1], best)
     detector.eval()
@@ -135,6 +141,9 @@ def check(detector: Detector, split: Split, val: Split | None) -> None:
         raise DataError(f"{split.root}: no image of the split {split.name!r} has an object to learn from")
     if val is not None and not len(val):
         raise DataError(f"{val.root}: the split {val.name!r} has no images")
+    for part in (split, val):
+        if part is not None:
+            check_regions(detector, part)
     if detector.has_masks:
         needed(split.outlines, f"{split.root}: the split {split.name}")
 
@@ -160,6 +169,7 @@ def fit(
     settings: Settings,
     state: Path | None,
     quiet: bool,
+    bar: bool,
 ):
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import TensorBoardLogger
@@ -182,7 +192,7 @@ def fit(
         deterministic=settings.deterministic,
         sync_batchnorm=device.type == "cuda" and settings.devices * settings.nodes > 1,
         callbacks=[
-            *([] if quiet or not is_main_process() else [Bar()]),
+            *([Bar()] if bar and is_main_process() else []),
             keeper,
             ResumeState(out, settings.save_minutes),
         ],
@@ -237,6 +247,7 @@ HARMLESS = (
     ".*your dataloader is not resumable.*",  # it is, through the batch sampler
     ".*recommended to use.*sync_dist=True.*",
     ".*LeafSpec.*is deprecated.*",
+    r".*module\(s\) in eval mode.*",  # features that are fixed
 )
 
 
