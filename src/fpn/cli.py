@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from cyclopts import App, Parameter
 from cyclopts.config import Dict
 
 from fpn.data.command import data_app
 from fpn.errors import FpnError, OptionError
-from fpn.training.settings import Options
+from fpn.paper.command import paper
+from fpn.training.options import Options
 from fpn.words import counted
 from fpn.writing import replacing, write_json
 
@@ -33,6 +33,7 @@ app = App(
 )
 app.meta.suppress_keyboard_interrupt = False  # it does not take this over from `app`
 app.command(data_app)
+app.command(paper)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -122,10 +123,11 @@ def read_options(file: Path) -> dict[str, Any]:
     return {"train": {**build, **training}}
 
 
-OF_SPEC = {"anchors": "anchor_sizes", "ratios": "anchor_ratios"}  # options whose name in `fpn.build.Spec` is longer
+OF_SPEC = {"anchors": "anchor_sizes", "ratios": "anchor_ratios"}  # options whose name in `fpn.spec.Spec` is longer
 
 
-Model = Literal["faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn", "retinanet", "fcos", "atss"]
+Model = Literal["faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn", "retinanet", "fcos", "atss", "rpn",
+                "fast_rcnn", "mask_proposals"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ class BuildOptions:
     Parameters
     ----------
     model
-        The kind of detector; faster_rcnn when left out.
+        The kind of detector; faster_rcnn when left out. rpn and mask_proposals find objects without telling what they
+        are; fast_rcnn looks at --proposals.
     backbone
         Such as resnet50, resnet18, mobilenet_v2, vgg16, or timm:NAME; resnet50 on a GPU and resnet18 on a CPU when left
         out.
@@ -153,7 +156,7 @@ class BuildOptions:
     freeze
         Stages of the backbone that do not learn, 0 to 5; 2 with weights, else 0, when left out.
     neck
-        How the pyramid is made; fpn when left out. simple is for plain ViTs.
+        How the pyramid is made; fpn when left out. simple is for plain ViTs, none takes one level of the backbone.
     levels
         The lowest and the highest level of the pyramid, such as 2 6; those of the model when left out.
     extra
@@ -182,7 +185,7 @@ class BuildOptions:
     long: int | None = None
     square: bool | None = None
     freeze: int | None = None
-    neck: Literal["fpn", "pafpn", "bifpn", "nas_fpn", "simple"] | None = None
+    neck: Literal["fpn", "pafpn", "bifpn", "nas_fpn", "simple", "none"] | None = None
     levels: tuple[int, int] | None = None
     extra: Literal["pool", "max", "p5", "c5"] | None = None
     repeats: int | None = None
@@ -201,6 +204,7 @@ def train(
     out: Path | None = None,
     parts: Annotated[BuildOptions, Parameter(name="*")] = BuildOptions(),
     options: Annotated[Options, Parameter(name="*")] = Options(),  # noqa: B008
+    proposals: list[Path] | None = None,
     resume: bool = False,
 ) -> None:
     """Train a detector on a data set and measure it after every epoch.
@@ -211,12 +215,19 @@ def train(
         A folder in COCO, Pascal VOC or YOLO format, or a COCO JSON file.
     out
         Folder for checkpoints and logs; runs/NAME-OF-DATA when left out.
+    proposals
+        For fast_rcnn: files with the regions to look at, of the train and of the val split, as `fpn eval --out` writes
+        them for an rpn.
     resume
         Go on with the run in --out where it was stopped or killed, with its own options.
     """
+    import torch
+
     import fpn
-    from fpn.build import Spec, from_spec
+    from fpn.build import from_spec
+    from fpn.data.regions import attach
     from fpn.hardware import is_main_process
+    from fpn.spec import Spec
     from fpn.training.resume import STATE
     from fpn.training.settings import check
     from fpn.training.train import read_config
@@ -229,6 +240,10 @@ def train(
     model = stored["detector"]["model"] if resume else source.spec.model if source else parts.model or "faster_rcnn"
     data = fpn.data.load(path, outlines="mask" in model)
     tell(data)
+    regions = [str(file) for file in proposals or stored.get("proposals") or ()]
+    if regions and model != "fast_rcnn":
+        raise OptionError(f"--proposals is for --model fast_rcnn; {model} finds its own")
+    data = attach(data, regions)
     out = out or default_folder(path)
     chosen = asdict(options)
     if resume:
@@ -240,7 +255,7 @@ def train(
         check(**chosen)
         torch.manual_seed(options.seed)
         detector, weights = first_build(data, parts, options.device, source)
-    config = {"data": str(path), "weights": weights}
+    config = {"data": str(path), "weights": weights, **({"proposals": regions} if regions else {})}
     try:
         run = fpn.train(detector, data, out=out, resume=resume, config=config, **chosen)
     except KeyboardInterrupt:
@@ -250,7 +265,8 @@ def train(
         sys.exit(f"\nfpn: interrupted. To go on from here: {again}")
     if is_main_process():
         best = run.history[run.best_epoch - 1]
-        print(f"best epoch {run.best_epoch}" + (f", AP {best['AP']:.3f}" if "AP" in best else "") + f": {run.best}")
+        main = next((name for name in ("AP", "mask_AR1000", "AR1000") if name in best), None)
+        print(f"best epoch {run.best_epoch}" + (f", {main} {best[main]:.3f}" if main else "") + f": {run.best}")
 
 
 def first_build(data: Any, parts: BuildOptions, device: str, source: Any = None):
@@ -260,10 +276,10 @@ def first_build(data: Any, parts: BuildOptions, device: str, source: Any = None)
     from scratch, and says so.
     """
     import fpn
-    from fpn.build import Spec, all_settings
     from fpn.data.fit import caps, default_short
     from fpn.errors import CheckpointError
     from fpn.hardware import pick_device
+    from fpn.spec import Spec, all_settings, class_of
 
     target = pick_device(device)
     given = {OF_SPEC.get(name, name): value for name, value in asdict(parts).items() if value is not None}
@@ -273,8 +289,9 @@ def first_build(data: Any, parts: BuildOptions, device: str, source: Any = None)
         print(f"note: {weights}: {tuned}", file=sys.stderr)
         return tuned.detector, weights
     fitting = {"backbone": "resnet18" if target.type == "cpu" else "resnet50", "short": default_short(target)}
-    usual = all_settings(Spec(given.get("model", "faster_rcnn"), tuple(data.classes)))
-    options = {**fitting, **caps(data, usual), **given, "classes": data.classes}
+    model = given.get("model", "faster_rcnn")
+    classes = None if class_of(model).proposes else tuple(data.classes)
+    options = {**fitting, **caps(data, all_settings(Spec(model, classes or ()))), **given, "classes": classes}
     try:
         return fpn.build(weights=weights or "imagenet", **options), weights or "imagenet"
     except CheckpointError as error:
@@ -330,11 +347,15 @@ def evaluate(
     *,
     split: str = "val",
     out: Path | None = None,
+    pyramid: bool = False,
+    proposals: Path | None = None,
     batch: int = 4,
     device: str = "auto",
     workers: int | None = None,
 ) -> None:
     """Measure a detector on labelled images: the 12 COCO numbers, and AP of every class.
+
+    Of a detector that finds objects without telling their classes: average recall with 100 and 1000 proposals.
 
     Parameters
     ----------
@@ -345,7 +366,12 @@ def evaluate(
     split
         Which split of the data.
     out
-        Folder for metrics.json and predictions.json (COCO results); nothing is written when left out.
+        Folder for metrics.json and predictions.json (COCO results), and proposals.safetensors of an rpn; nothing is
+        written when left out.
+    pyramid
+        Tell what each level of the pyramid is given and finds, with advice; in --out as pyramid.html with pictures.
+    proposals
+        For fast_rcnn: file with the regions to look at, see `fpn train`.
     batch
         Images at a time.
     device
@@ -354,22 +380,34 @@ def evaluate(
         Processes that load images; one a core up to 4 when left out.
     """
     import fpn
-    from fpn.evaluation.evaluate import detect_split
-    from fpn.evaluation.metrics import score, to_coco
+    from fpn.evaluation.evaluate import detect_split, score_for
+    from fpn.evaluation.metrics import to_coco
+    from fpn.evaluation.pyramid import Watch
+    from fpn.evaluation.pyramid_page import pyramid_report
 
     detector = fpn.load(checkpoint)
     data = fpn.data.load(path, outlines=detector.has_masks)
     tell(data)
-    part = data[split]
-    results = detect_split(detector, part, batch=batch, device=device, workers=workers)
-    metrics = score(part, results, max(100, detector.max_detections))
+    part = data[split] if proposals is None else fpn.data.with_regions(data[split], proposals)
+    part = fpn.data.class_agnostic(part) if detector.proposes else part
+    watch = Watch(detector, part) if pyramid else None
+    detect = watch.detect if watch else None
+    results = detect_split(detector, part, batch=batch, device=device, workers=workers, detect=detect)
+    metrics = score_for(detector, part, results)
     print(metrics.table())
     for note in metrics.notes:
         print(f"note: {note}")
+    if watch is not None:
+        report = pyramid_report(detector, part, results, watch, out, title=f"{checkpoint.name} on {split}")
+        print(f"\n{report.table()}\n")
+        for advice in report.advice:
+            print(f"advice: {advice}")
     if out is not None:
         about = {"checkpoint": str(checkpoint), "data": str(path), "split": split, "images": len(results.images)}
         write_json(out / "metrics.json", {**about, **metrics.as_dict()})
         write_json(out / "predictions.json", to_coco(part, results))
+        if detector.proposes:
+            fpn.data.write_regions(out / "proposals.safetensors", part, results)
         print(f"written to {out}")
 
 
