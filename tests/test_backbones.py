@@ -1,13 +1,12 @@
 """Backbones of torchvision and timm, plain ViTs under a simple pyramid, and modules of the user's own."""
 
 import re
-import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from fresh import run
 from torch import nn
 from torchvision.models import VisionTransformer
 
@@ -329,7 +328,6 @@ def test_a_dry_run_changes_nothing():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["timm:test_convnext", "timm:test_efficientnet", "vit"])
 def test_backbones_compile_and_export_with_free_height_and_width(timm, name):
-    """In a process of its own, without the tests' shape checks, which neither tracer looks through."""
     code = f"""
         import torch
         from torch.export import Dim
@@ -349,8 +347,7 @@ def test_backbones_compile_and_export_with_free_height_and_width(timm, name):
                 for other in (exported, compiled):
                     torch.testing.assert_close(other(images), net(images), atol=1e-4, rtol=1e-4)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run(code)
 
 
 def test_synchronised_batch_norm_keeps_timms_activation(timm, tmp_path):

@@ -1,13 +1,7 @@
-"""`detect` whole through torch.compile and torch.export, with the eager results.
-
-In a process of its own: the tests' shape checks wrap every function, and neither tracer looks through them.
-"""
-
-import subprocess
-import sys
-import textwrap
+"""`detect` whole through torch.compile and torch.export, with the eager results."""
 
 import pytest
+from fresh import run
 
 PRELUDE = """
     import torch, fpn
@@ -32,26 +26,26 @@ PRELUDE = """
 """
 
 
-def run(code: str) -> None:
-    script = textwrap.dedent(PRELUDE) + textwrap.dedent(code)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.mark.slow
 def test_detect_compiles_without_a_graph_break():
-    run("""
-        compiled = torch.compile(detector.detect, fullgraph=True)
+    run(
+        PRELUDE,
+        """
+        compiled, traced = (torch.compile(detector.detect, fullgraph=True, backend=b) for b in ("inductor", "eager"))
         with torch.no_grad():
             for shape in ((128, 160, 2), (160, 128, 2)):
                 some = batch(*shape)
-                same(detector.detect(some), compiled(some))
-    """)
+                same(detector.detect(some), traced(some))
+            same(detector.detect(some), compiled(some))
+    """,
+    )
 
 
 @pytest.mark.slow
 def test_detect_exports_with_dynamic_height_and_width():
-    run("""
+    run(
+        PRELUDE,
+        """
         from torch.export import Dim
         sides = {2: 32 * Dim("h", min=3, max=40), 3: 32 * Dim("w", min=3, max=40)}
         shapes = {"batch": [sides, {}, {}, {}]}
@@ -60,4 +54,5 @@ def test_detect_exports_with_dynamic_height_and_width():
             for shape in ((128, 160, 2), (96, 320, 2), (224, 128, 2), (160, 224, 2)):  # P5 odd and even
                 some = batch(*shape)
                 same(detector.detect(some), exported(some))
-    """)
+    """,
+    )

@@ -50,6 +50,11 @@ def test_what_belongs_to_the_weights_cannot_be_changed():
         adapt(tiny(), ("a",), width=32, backbone="tiny")
 
 
+def test_a_setting_that_changes_layers_is_refused():
+    with pytest.raises(CheckpointError, match="make box_head.fc1.weight of another shape than the weights have"):
+        adapt(tiny(), ("a",), pooled_size=5)
+
+
 def test_a_class_of_any_name_is_a_class():
     source = tiny(("one more class", "+", "a+b"))
     assert adapt(source, ("+", "one more class", "++")).replaced

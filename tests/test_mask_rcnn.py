@@ -1,13 +1,11 @@
 """Mask R-CNN: worked numbers, degenerate input, and torchvision's numbers from the same weights."""
 
 import math
-import subprocess
-import sys
-import textwrap
 from functools import partial
 
 import pytest
 import torch
+from fresh import run
 from test_torchvision_parity import WIDE, pixels
 from torch import nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
@@ -374,8 +372,7 @@ def test_a_checkpoint_keeps_the_masks(tmp_path):
 
 @pytest.mark.slow
 def test_detect_compiles_and_exports_whole():
-    """In a process of its own: the tests' shape checks wrap every function, and neither tracer looks through them."""
-    script = textwrap.dedent("""
+    run("""
         import torch, fpn
         from torch.export import Dim
         from fpn.structures import Batch
@@ -406,8 +403,6 @@ def test_detect_compiles_and_exports_whole():
             some = batch(128, 160)
             same(detector.detect(some), compiled(some))
     """)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 # Pasting.

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fresh import run
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
 
 import fpn
-from fpn.build import NECKS, Spec, neck_of, resolved
+from fpn.build import neck_of
 from fpn.data import collate
 from fpn.errors import OptionError
 from fpn.model.bifpn import BiFPN, BiLayer, Fusion
 from fpn.model.nas_fpn import NASFPN, NasCell
 from fpn.model.pafpn import PAFPN
 from fpn.model.pyramid import FPN, Extra, GroupNorm, halve
+from fpn.spec import NECKS, Spec, resolved
 from fpn.structures import Sample
 
 CHANNELS = {2: 4, 3: 6, 4: 10, 5: 12}
@@ -96,15 +95,13 @@ def test_maps_stay_channels_last(name):
 
 @pytest.mark.slow
 def test_every_neck_exports_with_dynamic_height_and_width():
-    """In a process of its own: the tests' shape checks wrap every function, and the tracer does not look through them.
-
-    The exported sides begin where P7 has more than one place: a side of 1 is another program to torch.export.
-    """
-    code = """
+    """The exported sides begin where P7 has more than one place: a side of 1 is another program to torch.export."""
+    run("""
         import itertools
         import torch
         from torch.export import Dim
-        from fpn.build import NECKS, Spec, neck_of, resolved
+        from fpn.build import neck_of
+        from fpn.spec import NECKS, Spec, resolved
 
         torch.manual_seed(0)
         channels = {3: 4, 4: 4, 5: 4}
@@ -123,9 +120,7 @@ def test_every_neck_exports_with_dynamic_height_and_width():
                 found = exported(c)
                 for k, x in neck(c).items():
                     torch.testing.assert_close(found[k], x)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    """)
 
 
 def test_levels_that_do_not_fit_are_refused_in_words():

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
+from fresh import run
 from one_stage import batch_of, detector_on, maps_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -156,25 +153,19 @@ PRELUDE = """
 """
 
 
-def run(code: str, model: str) -> None:
-    """In a process of its own: the tests' shape checks wrap every function, and no tracer looks through them."""
-    script = textwrap.dedent(PRELUDE) + textwrap.dedent(code)
-    done = subprocess.run([sys.executable, "-c", script, model], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_detect_compiles_without_a_graph_break(model):
     run(
+        PRELUDE,
         """
-        compiled = torch.compile(detector.detect, fullgraph=True, backend="aot_eager")
+        compiled = torch.compile(detector.detect, fullgraph=True, backend="eager")
         with torch.no_grad():
             for shape in ((128, 160, 2), (160, 128, 2)):
                 some = batch(*shape)
                 same(detector.detect(some), compiled(some))
         """,
-        model,
+        arguments=[model],
     )
 
 
@@ -182,6 +173,7 @@ def test_detect_compiles_without_a_graph_break(model):
 @pytest.mark.parametrize("model", MODELS)
 def test_detect_exports_with_dynamic_height_and_width(model):
     run(
+        PRELUDE,
         """
         from torch.export import Dim
         # torch 2.11 exports for sides above 128 only if the example has them: a P7 of one place is a case of its own.
@@ -193,7 +185,7 @@ def test_detect_exports_with_dynamic_height_and_width(model):
                 some = batch(*shape)
                 same(detector.detect(some), exported(some))
         """,
-        model,
+        arguments=[model],
     )
 
 

@@ -4,13 +4,15 @@ import pytest
 from torch import nn
 
 import fpn
-from fpn.build import DENSE, MODELS, NECKS, WITH_MASKS, Spec, from_spec
+from fpn.build import from_spec
 from fpn.errors import OptionError
+from fpn.spec import DENSE, MODELS, NECKS, OPTIONS_OF, WITH_MASKS, Spec, class_of
 
 
 def build(model="faster_rcnn", backbone="tiny", **options):
-    small = {"width": 32, "hidden": 8, "short": 64}
-    return fpn.build(model, backbone=backbone, classes=("a", "b"), weights="none", **{**small, **options})
+    small = {"width": 32, "short": 64} | ({"hidden": 8} if model in OPTIONS_OF["hidden"] else {})
+    classes = None if class_of(model).proposes else ("a", "b")
+    return fpn.build(model, backbone=backbone, classes=classes, weights="none", **{**small, **options})
 
 
 class Untouched(nn.Module):
@@ -32,6 +34,7 @@ class Untouched(nn.Module):
         ("retinanet", {"box_convolutions": 4}, "box_convolutions 4: retinanet has no such option"),
         ("fcos", {"class_agnostic": True}, "class_agnostic True: fcos has no such option"),
         ("atss", {"rpn_convolutions": 2}, "rpn_convolutions 2: atss has no such option"),
+        ("retinanet", {"hidden": 8}, "hidden 8: retinanet has no such option, only fast_rcnn"),
         ("retinanet", {"preset": "paper"}, "preset 'paper': retinanet has no such option"),
         ("fcos", {"anchor_ratios": (0.5, 1.0)}, r"anchor ratios \[0.5, 1.0\]: fcos has one box a cell"),
         ("fcos", {"anchor_scales": (1.0, 2.0)}, r"anchor scales \[1.0, 2.0\]: fcos has one box a cell"),
@@ -56,6 +59,24 @@ def test_options_without_effect_and_of_the_wrong_form_are_refused(model, options
         build(model, Untouched(), **options)
 
 
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("width", "256", "width is '256': it must be int"),
+        ("levels", (2, 3, 4), r"levels is \(2, 3, 4\): it must be tuple\[int, int\]"),
+        ("anchor_sizes", 32, r"anchor_sizes is 32: it must be tuple\[float, ...\]"),
+        ("short", 64.5, "short is 64.5: it must be int"),
+        ("square", 1, "square is 1: it must be bool"),
+        ("classes", (1, 2), r"classes is \(1, 2\): it must be tuple\[str, ...\]"),
+    ],
+)
+def test_fields_of_another_form_are_refused(name, value, words):
+    spec = Spec("faster_rcnn", ("a", "b"))
+    object.__setattr__(spec, name, value)  # the tests' own checks would stop it in the constructor
+    with pytest.raises(OptionError, match=words):
+        from_spec(spec)
+
+
 def test_options_that_fit_are_taken():
     assert build(neck="bifpn", repeats=2).spec.repeats == 2
     assert build(pooled=[3, 4], score=0, mean=[0, 0, 0]).pooled_levels == (3, 4)
@@ -73,5 +94,5 @@ def test_a_finished_spec_builds_the_same_again(model, neck):
 
 
 def test_the_models_of_the_table_are_all_there_are():
-    assert {*DENSE} < {*MODELS} and {*WITH_MASKS} == {m for m in MODELS if build(m).has_masks}
+    assert {*DENSE} < {*MODELS} and {*WITH_MASKS, "mask_proposals"} == {m for m in MODELS if build(m).has_masks}
     assert {*DENSE} == {m for m in MODELS if hasattr(build(m), "candidates")}

@@ -1,17 +1,13 @@
-"""Two processes with half of the images each learn what one process with all of them learns.
-
-Run as a script, this file is one of the two processes.
-"""
+"""Two processes with half of the images each learn what one process with all of them learns."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from fresh import start
 from torch import Tensor, nn
 
 import fpn
@@ -89,18 +85,27 @@ def one_of_two(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+ONE_OF_TWO = """
+import sys
+from pathlib import Path
+
+import torch
+from test_ranks import one_of_two
+
+torch.set_num_threads(1)
+one_of_two(int(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
     """For each process, for each case: its loss terms, and the gradients it was left with."""
     folder = tmp_path_factory.mktemp("ranks")
-    ranks = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], stderr=subprocess.PIPE, text=True)
-        for rank in (0, 1)
-    ]
+    ranks = [start(ONE_OF_TWO, rank, folder, log=folder / f"{rank}.txt") for rank in (0, 1)]
     try:
-        for process in ranks:
-            _, error = process.communicate(timeout=240)
-            assert process.returncode == 0, error[-3000:]
+        for rank, process in enumerate(ranks):
+            process.join(240)
+            assert process.exitcode == 0, (folder / f"{rank}.txt").read_text()[-3000:]
     finally:
         for process in ranks:
             process.kill()
@@ -125,8 +130,3 @@ def test_a_mean_of_two_means_would_be_something_else():
     terms, _ = learn(model, batch_of(counts, 0, 4))
     alone = [learn(model, batch_of(counts, first, first + 2))[0] for first in (0, 2)]
     assert ((sum(alone) / 2 - terms).abs() > 1e-5).all()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    one_of_two(int(sys.argv[1]), Path(sys.argv[2]))

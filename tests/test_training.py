@@ -109,7 +109,7 @@ def test_patience_stops_a_run_that_no_longer_gets_better(detector, data, tmp_pat
     from fpn.evaluation.metrics import Metrics
 
     values = iter([0.5, 0.4, 0.3, 0.2, 0.1])
-    monkeypatch.setattr("fpn.training.learner.score", lambda *_: Metrics({"AP": next(values)}, {}, []))
+    monkeypatch.setattr("fpn.training.learner.score_for", lambda *_: Metrics({"AP": next(values)}, {}, []))
     monkeypatch.setattr(Metrics, "summary", lambda self: "")
     run = fpn.train(detector, data, out=tmp_path / "run", **{**QUICK, "epochs": 5, "patience": 2})
     assert run.best_epoch == 1 and len(run.history) == 3
