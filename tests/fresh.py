@@ -25,7 +25,8 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 def start(code: str, *arguments: object, log: Path) -> BaseProcess:
     """Begin to run a script with these arguments; what it prints goes to `log`."""
-    process = context.Process(target=_execute, args=(code, list(map(str, arguments)), str(log)))
+    usual = multiprocessing.get_start_method()
+    process = context.Process(target=_execute, args=(code, list(map(str, arguments)), str(log), usual))
     process.start()
     return process
 
@@ -43,7 +44,9 @@ def run(*parts: str, arguments: Sequence[object] = (), patience: float = 600) ->
         assert process.exitcode == 0, f"ended with {process.exitcode}, and said: {said}"
 
 
-def _execute(code: str, arguments: list[str], log: str) -> None:
+def _execute(code: str, arguments: list[str], log: str, usual: str) -> None:
+    # Python lets a process start others as it was started itself; loading processes are to begin as they do for users.
+    multiprocessing.set_start_method(usual, force=True)
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

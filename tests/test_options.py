@@ -59,6 +59,12 @@ def test_options_without_effect_and_of_the_wrong_form_are_refused(model, options
         build(model, Untouched(), **options)
 
 
+@pytest.mark.parametrize("options", [{"extra": "p5"}, {"neck": "bifpn", "levels": (2, 6)}])
+def test_levels_that_fast_rcnn_pools_nothing_from_have_no_weights(options):
+    with pytest.raises(OptionError, match="levels 2 6: fast_rcnn pools from the backbone's levels"):
+        fpn.build("fast_rcnn", backbone="tiny", weights="none", classes=("a",), **options)
+
+
 @pytest.mark.parametrize(
     "name, value, words",
     [

@@ -200,7 +200,7 @@ def test_options_of_both_scales_are_ones_that_can_be_built_and_trained_with(shap
             settings = resolve(Options(**cells.training_of(cell, scale), device="cpu"), train, 64)
             spec = cells.fresh(cell, setup).spec
             assert settings.epochs == scale.training[spec.model]["epochs"]
-            assert spec.anchor_sizes == tuple(64 * size / 800 for size in (32, 64, 128, 256, 512))
+            assert spec.anchor_sizes == (32, 64, 128, 256, 512)
 
 
 def test_several_devices_need_torchrun():

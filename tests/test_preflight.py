@@ -96,7 +96,7 @@ def test_limits_come_from_the_densest_image(data: Data) -> None:
 
 def test_one_stage_detectors_have_limits_of_their_own(data: Data) -> None:
     dense = crowd(data["train"], 1100)
-    small = {"model": "retinanet", "tower_convolutions": 1}
+    small = {"model": "retinanet", "tower_convolutions": 1, "hidden": None}
     (doubt,) = [text for text in doubts(detector_for(data, **small), dense, None) if "limits" in text]
     assert "100 detections an image and 1,000 candidates a level" in doubt
     assert doubt.endswith("fpn.build(..., max_detections=1400, candidates=2800)")

@@ -33,6 +33,7 @@ lazy(
     __name__,
     {
         **dict.fromkeys(("Batch", "Detections", "Sample", "Targets"), "fpn.structures"),
+        **{name: f"fpn.{name}" for name in ("boxes", "evaluation", "model", "spec", "structures", "training")},
         "build": "fpn.build",
         "data": "fpn.data",
         "errors": "fpn.errors",

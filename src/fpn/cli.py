@@ -119,6 +119,10 @@ def read_options(file: Path) -> dict[str, Any]:
     stored = {**content["detector"], "weights": content["weights"]}
     names = {field.name: OF_SPEC.get(field.name, field.name) for field in fields(BuildOptions)}
     build = {name: stored[key] for name, key in names.items() if stored.get(key) is not None}
+    if build.get("norm") == "layer":  # the only one of its neck, and no choice
+        del build["norm"]
+    if content.get("proposals"):
+        build["proposals"] = content["proposals"]
     training = {name: value for name, value in content["training"].items() if value is not None}
     return {"train": {**build, **training}}
 
@@ -240,15 +244,15 @@ def train(
     model = stored["detector"]["model"] if resume else source.spec.model if source else parts.model or "faster_rcnn"
     data = fpn.data.load(path, outlines="mask" in model)
     tell(data)
-    regions = [str(file) for file in proposals or stored.get("proposals") or ()]
+    regions = stored.get("proposals", []) if resume else [str(file) for file in proposals or ()]
     if regions and model != "fast_rcnn":
         raise OptionError(f"--proposals is for --model fast_rcnn; {model} finds its own")
     data = attach(data, regions)
     out = out or default_folder(path)
     chosen = asdict(options)
     if resume:
-        if parts != BuildOptions():
-            raise OptionError("a run that is resumed keeps its detector; leave out the options that describe one")
+        if parts != BuildOptions() or proposals:
+            raise OptionError("a run that is resumed keeps its detector and proposals; leave out these options")
         detector, weights = from_spec(Spec.from_dict(stored["detector"])), stored.get("weights")
         chosen = {name: value for name, value in chosen.items() if value != getattr(Options(), name)}
     else:
@@ -291,7 +295,8 @@ def first_build(data: Any, parts: BuildOptions, device: str, source: Any = None)
     fitting = {"backbone": "resnet18" if target.type == "cpu" else "resnet50", "short": default_short(target)}
     model = given.get("model", "faster_rcnn")
     classes = None if class_of(model).proposes else tuple(data.classes)
-    options = {**fitting, **caps(data, all_settings(Spec(model, classes or ()))), **given, "classes": classes}
+    usual = all_settings(Spec(model, classes or (), neck=given.get("neck", "fpn")))
+    options = {**fitting, **caps(data, usual), **given, "classes": classes}
     try:
         return fpn.build(weights=weights or "imagenet", **options), weights or "imagenet"
     except CheckpointError as error:
@@ -386,6 +391,8 @@ def evaluate(
     from fpn.evaluation.pyramid_page import pyramid_report
 
     detector = fpn.load(checkpoint)
+    if proposals is not None and not detector.needs_regions:
+        raise OptionError(f"--proposals is for detectors that look at given regions; {checkpoint} finds its own")
     data = fpn.data.load(path, outlines=detector.has_masks)
     tell(data)
     part = data[split] if proposals is None else fpn.data.with_regions(data[split], proposals)

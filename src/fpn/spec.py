@@ -190,7 +190,10 @@ class Spec:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Spec:
         """The inverse of `as_dict`, also after JSON has turned tuples into lists."""
-        return cls(**{key: as_tuple(value) for key, value in values.items()})
+        values = {key: as_tuple(value) for key, value in values.items()}
+        if values.get("model") in (*DENSE, "rpn"):  # earlier versions took and stored it, without effect
+            values.pop("hidden", None)
+        return cls(**values)
 
 
 def as_tuple(value: Any) -> Any:
@@ -252,6 +255,12 @@ def resolved(spec: Spec, channels: Mapping[int, int]) -> Spec:
         raise OptionError(
             f"anchor sizes {list(anchor_sizes)}: the levels P{lowest} to P{highest} need {highest - lowest + 1}"
         )
+    learnt = spec.neck == "bifpn" or spec.extra in ("p5", "c5")
+    if spec.model == "fast_rcnn" and learnt and highest > max(channels):
+        raise OptionError(
+            f"levels {lowest} {highest}: fast_rcnn pools from the backbone's levels, those above would have weights "
+            f"that never learn: levels {lowest} {max(channels)}"
+        )
     return spec
 
 
@@ -260,6 +269,8 @@ def levels_of(spec: Spec, channels: Mapping[int, int], usual: tuple[int, int]) -
     lowest = max(min(channels), usual[0])
     if spec.neck == "none":
         return (4, 4) if spec.box_head == "stage" else (max(channels), max(channels))
+    if spec.model == "fast_rcnn" and spec.neck == "bifpn":
+        return lowest, max(channels)
     return lowest, lowest if spec.finest else usual[1]
 
 

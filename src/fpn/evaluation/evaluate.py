@@ -97,7 +97,7 @@ def check_regions(detector: Detector, split: Split) -> None:
     if detector.needs_regions and split.regions is None:
         raise OptionError(
             f"{detector.spec.model} looks at given regions, and the split {split.name!r} has none: add another "
-            "detector's proposals with fpn.data.with_regions(split, file)"
+            "detector's proposals with --proposals or fpn.data.with_regions(split, file)"
         )
 
 

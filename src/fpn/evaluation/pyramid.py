@@ -31,6 +31,7 @@ from fpn.evaluation.matches import IOUS, Matches, average_precision, best_first,
 from fpn.evaluation.metrics import Results
 from fpn.model import atss, fcos
 from fpn.model.atss import ATSS
+from fpn.model.backbone import SPLIT_MOBILENET
 from fpn.model.detector import Detector
 from fpn.model.fast_rcnn import FastRCNN, given_regions
 from fpn.model.faster_rcnn import FasterRCNN
@@ -158,6 +159,8 @@ class Watch:
                 f"there is no pyramid report of {detector.spec.model}: it is for detectors of boxes by one or two "
                 "stages and for the RPN"
             )
+        if detector.spec.backbone == SPLIT_MOBILENET:
+            raise OptionError(f"there is no pyramid report on {SPLIT_MOBILENET}: its P6 has the stride of P5")
         self.detector, self.split = detector, split
         self.anchors, self.matched, self.proposals, self.regions = (Counter[int]() for _ in range(4))
         self.by_region, self.by_anchor = (np.full(len(split.boxes), NOWHERE) for _ in range(2))

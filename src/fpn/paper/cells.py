@@ -27,6 +27,7 @@ from fpn.hardware import cores, is_main_process
 from fpn.model.detector import Detector
 from fpn.paper.scales import Scale, on
 from fpn.paper.tables import WINDOWS, Cell
+from fpn.training.resume import STATE
 from fpn.writing import write_json
 
 ASKED, DONE, WEIGHTS = "asked.json", "cell.json", "last.safetensors"
@@ -75,6 +76,7 @@ def asked(cell: Cell, setup: Setup) -> dict[str, Any]:
         "detector": {**detector, "weights": digest_of_file(str(detector["weights"]))},
         "training": training_of(cell, setup.scale),
         "images": setup.images,
+        "devices": f"{setup.scale.run.get('devices', 1) * setup.scale.run.get('nodes', 1)} {on(setup.scale.run).type}",
         "needs": needs,
     }
     return json.loads(json.dumps(everything))
@@ -100,8 +102,8 @@ def check_kept(cells: Iterable[Cell], setup: Setup) -> None:
     """Raises OptionError where a cell that is kept was asked for in another way than now."""
     for cell in cells:
         folder = setup.folder(cell)
-        if not (folder / ASKED).is_file():
-            continue
+        if not (folder / ASKED).is_file() or not any((folder / name).is_file() for name in (DONE, STATE)):
+            continue  # nothing was made of it
         before = flat(read(folder / ASKED))
         now = flat(asked(cell, setup))
         different = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
@@ -110,7 +112,7 @@ def check_kept(cells: Iterable[Cell], setup: Setup) -> None:
             raise OptionError(
                 f"{folder}: was made with {name} {before.get(name, 'left out')}, and now it is "
                 f"{now.get(name, 'left out')}, so its numbers do not belong with those asked for: choose another "
-                f"--out, or remove {setup.out / 'cells'}"
+                f"--out, or remove that folder and all others that were made so"
             )
 
 
@@ -177,7 +179,6 @@ def run_cell(cell: Cell, setup: Setup) -> dict[str, Any]:
 def trained(cell: Cell, setup: Setup) -> tuple[Detector, float]:
     """The detector of a cell after its training, and the seconds that this took."""
     import fpn
-    from fpn.training.resume import STATE
 
     folder = setup.folder(cell)
     torch.manual_seed(cell.seed)
@@ -274,8 +275,6 @@ def circumstances(setup: Setup) -> dict[str, Any]:
 
 def tidy(folder: Path) -> None:
     """Remove what only training needs, after a cell is done: the optimizer's state, a second copy of the weights."""
-    from fpn.training.resume import STATE
-
     if is_main_process():
         for name in (STATE, "best.safetensors"):
             (folder / name).unlink(missing_ok=True)

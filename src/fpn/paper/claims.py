@@ -221,7 +221,7 @@ def in_words(found: Estimate) -> str:
     ('+4.2 [+3.0, +5.5]', '−0.5 [one seed]')
     """
     if found.half is None:
-        return f"{signed(found.mean)} [one seed]"
+        return f"{signed(found.mean)} [{'one seed' if found.count == 1 else 'all seeds equal'}]"
     return f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}]"
 
 

@@ -48,7 +48,7 @@ def paper(
     weights
         The backbone's: imagenet (when left out), none, or a file with its state dict.
     short
-        Pixels of the shorter side of the resized images; 256 for small and 800 for full when left out. Anchors follow.
+        Pixels of the shorter side of the resized images; 256 for small and 800 for full when left out.
     epochs
         Passes over the images, in place of what the scale has.
     rows

@@ -15,7 +15,8 @@ _Z = 1.959964  # the same of the normal distribution
 class Estimate:
     """The mean of `count` numbers, their standard deviation, and half the width of the mean's 95 % interval.
 
-    The last two are None where one number is all there is.
+    The last two are None where one number is all there is, and `half` where all are equal: recall moves in steps, so
+    that a few equal numbers do not say that there is no chance in them.
     """
 
     mean: float
@@ -44,7 +45,8 @@ def estimate(values: Sequence[float]) -> Estimate:
     if count == 1:
         return Estimate(mean, None, None, 1)
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    return Estimate(mean, spread, quantile(count - 1) * spread / math.sqrt(count), count)
+    half = quantile(count - 1) * spread / math.sqrt(count)
+    return Estimate(mean, spread, half if spread > 1e-9 else None, count)
 
 
 def quantile(freedom: int) -> float:

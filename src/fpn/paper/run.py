@@ -10,15 +10,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fpn.build import build
 from fpn.data import Data, load
 from fpn.data.outlines import needed
-from fpn.errors import CheckpointError, DataError, OptionError
+from fpn.errors import CheckpointError, DataError, OptionError, TrainingError
 from fpn.hardware import is_main_process
-from fpn.paper.cells import Setup, check_kept, finished, read, run_cell
+from fpn.paper.cells import Setup, check_kept, finished, options_of, read, run_cell
 from fpn.paper.page import Grid, Outcomes, numbers_grid, write_page
 from fpn.paper.scales import SCALES, Scale, chosen, full, of_demo, placed, small
 from fpn.paper.tables import TABLES, Cell, Table, plan, table_of
-from fpn.words import counted
+from fpn.words import counted, some_of
 from fpn.writing import write_json
 
 DEMO = "demo"
@@ -54,6 +55,8 @@ def run_paper(
     if str(path) == DEMO:
         check_demo(scale, backbone, weights, short)
     run = placed(device, devices, workers)
+    if str(path) == DEMO and run.get("devices", 1) * run.get("nodes", 1) > 1:
+        raise OptionError("demo is for one device: leave torchrun out")
     data = data_of(path, out, wanted)
     picked = scale_of(scale, path, data, backbone, weights, short, epochs, run)
     most_train, most_val = picked.images or (None, None)
@@ -66,6 +69,7 @@ def run_paper(
     if is_main_process():
         write_json(out / KEPT, {"tables": {str(number): kept[number] for number in sorted(kept)}}, indent=2)
         say_plan(wanted, cells, setup)
+    check_rows(cells, setup)
     run_cells(wanted, cells, setup, kept, facts)
     if is_main_process():
         show(outcomes_of(wanted, kept[table], setup))
@@ -125,15 +129,15 @@ def scale_of(
         return full(backbone or "resnet50", weights or "imagenet", short, None, epochs, images, run)
     if backbone is None and weights == "none":
         backbone = "tiny"
-    return small(*obtainable(backbone or "mobilenet_v2", weights), short, None, epochs, images, run)
+    if backbone is None and weights is None and run.get("devices", 1) * run.get("nodes", 1) == 1:
+        return small(*obtainable("mobilenet_v2"), short, None, epochs, images, run)
+    return small(backbone or "mobilenet_v2", weights or "imagenet", short, None, epochs, images, run)
 
 
-def obtainable(backbone: str, weights: str | None) -> tuple[str, str]:
-    """A backbone with ImageNet weights; without internet the tiny one from scratch, unless weights are asked for."""
+def obtainable(backbone: str) -> tuple[str, str]:
+    """A backbone with ImageNet weights, for who asked for nothing; without internet the tiny one from scratch."""
     from fpn.model.backbone import build_backbone
 
-    if weights is not None:
-        return backbone, weights
     try:
         build_backbone(backbone, "imagenet", 2, None, None, False)
     except CheckpointError as error:
@@ -142,24 +146,46 @@ def obtainable(backbone: str, weights: str | None) -> tuple[str, str]:
     return backbone, "imagenet"
 
 
+def check_rows(cells: Sequence[Cell], setup: Setup) -> None:
+    """Build every row once: one that this backbone cannot have is refused before others are trained for hours."""
+    for cell in {(cell.kind, cell.row): cell for cell in cells if finished(cell, setup) is None}.values():
+        options = options_of(cell, setup.scale)
+        if options["model"] == "fast_rcnn":
+            options["classes"] = setup.train.classes
+        build(**{**options, "weights": "none"})
+
+
 def run_cells(table: Table, cells: list[Cell], setup: Setup, kept: dict[int, int], facts: Mapping[str, str]) -> None:
-    """All cells, with a bar, and the page anew after each."""
+    """All cells, with a bar, and the page anew after each.
+
+    A cell that cannot be trained, its loss being no number, does not keep the others from it. Raises TrainingError at
+    the end where there is one.
+    """
     main = is_main_process()
     done = [cell for cell in cells if finished(cell, setup) is not None]
     if main:
         write_pages(kept, setup, facts)
-    title = f"Table {table.number}"
+    title, failed = f"Table {table.number}", set[Cell]()
     with tqdm(total=len(cells), initial=len(done), desc=title, unit=" cells", disable=not main or None) as bar:
         for cell in cells:
             if cell in done:
                 run_cell(cell, setup)  # which tidies up where that was cut off
                 continue
             bar.set_postfix_str(cell.key)
-            content = run_cell(cell, setup)
+            try:
+                content = None if failed & {*cell.needs} else run_cell(cell, setup)
+            except TrainingError as error:
+                content = None
+                tqdm.write(f"{cell.key}: {error}")
             bar.update()
+            if content is None:
+                failed.add(cell)
+                continue
             if main:
                 tqdm.write(in_one_line(cell, content, table))
                 write_pages(kept, setup, facts)
+    if failed:
+        raise TrainingError(f"{some_of(sorted(cell.key for cell in failed))}: not trained, see above; all else is kept")
 
 
 def in_one_line(cell: Cell, content: Mapping[str, Any], table: Table) -> str:

@@ -21,8 +21,11 @@ from fpn.hardware import pick_device
 from fpn.training.settings import default_batch
 
 SCALES = ("small", "full")
-SHORT = 800  # pixels: what the paper's sizes of anchors and regions belong to
-ANCHORS, CANONICAL = (32.0, 64.0, 128.0, 256.0, 512.0), 224.0
+SHORT = 800  # pixels
+# At every input size: an anchor is as wide as 8 strides of its level. Smaller ones would leave so few places to each
+# object that the coarse levels of row c have no chance against one fine level, whatever the objects' sizes.
+ANCHORS = (32.0, 64.0, 128.0, 256.0, 512.0)
+CANONICAL = 224.0  # pixels at 800, and in proportion at others, so that regions come from several levels as there
 
 # Small: what two cores do in about a minute a cell.
 SMALL_SHORT = 256
@@ -58,7 +61,7 @@ class Scale:
 def small(
     backbone: str, weights: str, short: int | None, long: int | None, epochs: int | None, images: int, run: dict
 ) -> Scale:
-    """A few hundred images of `short` pixels, a narrow pyramid, anchors in proportion; images: how many there are."""
+    """A few hundred images of `short` pixels and a narrow pyramid; images: how many there are."""
     short = short or SMALL_SHORT
     detector = {**sized(backbone, weights, short, long), "width": 64}
     if backbone == "tiny":
@@ -118,21 +121,17 @@ def full(
 
 
 def sized(backbone: str, weights: str, short: int, long: int | None) -> dict[str, Any]:
-    """A backbone and an input size, with the paper's anchors in proportion to it."""
-    sizes = tuple(size * short / SHORT for size in ANCHORS)
+    """A backbone and an input size, with the paper's anchors."""
     side = {} if long is None else {"long": long}
-    return {"backbone": backbone, "weights": weights, "short": short, **side, "anchor_sizes": sizes}
+    return {"backbone": backbone, "weights": weights, "short": short, **side, "anchor_sizes": ANCHORS}
 
 
 def of_demo(epochs: int | None, run: dict) -> Scale:
-    """The demo's images, and the parts of its detector (`fpn.demo.small_detector`)."""
+    """The demo's images and backbone."""
     from fpn.demo import IMAGES as DEMO_IMAGES
     from fpn.demo import SIDE
 
-    scale = small("tiny", "none", SIDE, SIDE, epochs, DEMO_IMAGES, run)
-    scale.detector["anchor_sizes"] = (12.0, 24.0, 48.0, 96.0, 192.0)
-    scale.own["fast_rcnn"]["canonical"] = 96.0
-    return scale
+    return small("tiny", "none", SIDE, SIDE, epochs, DEMO_IMAGES, run)
 
 
 def chosen(split: Split, most: int | None) -> Split:

@@ -55,11 +55,12 @@ def adapt(source: Detector, classes: Sequence[str], **options: Any) -> FineTuned
     changed = {name: value for name, value in given.items() if name in FREE}
     if "short" in changed and "long" not in changed:
         changed["long"] = None  # it follows the shorter side
-    spec = replace(source.spec, classes=tuple(classes), settings=settings, **changed)
+    names = source.classes if source.proposes else tuple(classes)  # one that proposes regions knows no classes
+    spec = replace(source.spec, classes=names, settings=settings, **changed)
     own_module = copy.deepcopy(source.backbone) if spec.backbone.startswith(OWN) else None
     if own_module is not None and "freeze" in changed:
         own_module.requires_grad_(True)  # what the source has frozen is not frozen here
-    return fill_fitting(from_spec(spec, module=own_module), source.state_dict(), tuple(classes) == source.classes)
+    return fill_fitting(from_spec(spec, module=own_module), source.state_dict(), names == source.classes)
 
 
 def fill_fitting(detector: Detector, state: Mapping[str, torch.Tensor], same_classes: bool) -> FineTuned:
