@@ -32,6 +32,12 @@ def test_as_many_classes_of_other_names_start_anew_too():
     assert not torch.equal(tuned.detector.state_dict()["box_head.classes.weight"], source.box_head.classes.weight)
 
 
+def test_one_that_proposes_regions_knows_no_classes_and_keeps_everything():
+    source = fpn.build("rpn", backbone="tiny", weights="none", short=64, width=16)
+    tuned = adapt(source, ("axe", "saw"))
+    assert not tuned.replaced and tuned.detector.classes == ("object",)
+
+
 def test_the_same_classes_keep_everything():
     source = tiny()
     tuned = adapt(source, source.classes, short=96)
