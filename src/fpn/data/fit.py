@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from fpn.data.dataset import Split
 from fpn.data.sizes import SHORT
 from fpn.model.anchors import Anchors, cell_anchors
+from fpn.words import listed
 
 MULTIPLE = 32  # images are padded to multiples of this many pixels, see `fpn.data.batching.collate`
 SHORT_ON_CPU = 384  # 800 takes four times as long, too long without a GPU
@@ -225,7 +226,7 @@ def _unused_bottom(fit: Fit) -> Advice | None:
     short = math.ceil(fit.short / 2**unused / MULTIPLE) * MULTIPLE
     if short > 0.75 * fit.short:
         return None
-    names = _listing([f"P{level}" for level in list(fit.anchors.sizes)[:unused]])
+    names = listed([f"P{level}" for level in list(fit.anchors.sizes)[:unused]])
     verb, them = ("fits", "it") if unused == 1 else ("fit", "them")
     time = percent((short / fit.short) ** 2)
     return Advice(
@@ -259,7 +260,7 @@ def _other_sizes(fit: Fit, with_ratios: bool) -> Advice | None:
     if not _matters(fit, other):
         return None
     unused = [f"P{level}" for level in fit.anchors.sizes if (fit.levels == level).mean() < UNUSED]
-    idle = f"; {_listing(unused)} {'fits' if len(unused) == 1 else 'fit'} hardly any box now" if unused else ""
+    idle = f"; {listed(unused)} {'fits' if len(unused) == 1 else 'fit'} hardly any box now" if unused else ""
     given = "with these ratios, " if with_ratios else ""
     return Advice(
         "anchor sizes",
@@ -316,10 +317,6 @@ def percent(share: float) -> str:
     '72 %'
     """
     return f"{100 * share:.0f} %"
-
-
-def _listing(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def most_boxes(splits: Iterable[Split]) -> tuple[int, str]:

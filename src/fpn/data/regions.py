@@ -51,8 +51,11 @@ def with_regions(split: Split, file: str | os.PathLike[str]) -> Split:
 
     Raises DataError where the file cannot be read, lacks an image or has one of another size.
     """
-    file = Path(file)
-    names, _, tensors = _read(file)
+    names, _, tensors = _read(Path(file))
+    return _given(split, Path(file), names, tensors)
+
+
+def _given(split: Split, file: Path, names: list[str], tensors: dict[str, np.ndarray]) -> Split:
     sizes, place = tensors.pop("sizes"), {name: n for n, name in enumerate(names)}
     missing = [name for name in map(str, split.files) if name not in place]
     if missing:
@@ -78,11 +81,11 @@ def attach(data: Data, files: Sequence[str | os.PathLike[str]]) -> Data:
     """
     splits, owner = dict(data.splits), {}
     for file in map(Path, files):
-        name = _read(file)[1]
+        names, name, tensors = _read(file)
         if name in owner:
             raise DataError(f"{file}: of the split {name!r}, as {owner[name]} is: give one file for each split")
         owner[name] = file
-        splits[name] = with_regions(data[name], file)
+        splits[name] = _given(data[name], file, names, tensors)
     return replace(data, splits=splits)
 
 

@@ -68,17 +68,22 @@ def _chart(name: str, title: str, lines: dict[str, list[tuple[float, float]]], t
         axes.set_xlabel("epoch", color=_INK)
         axes.set_ylim(0, top)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
-        axes.tick_params(colors=_INK, length=0)
-        axes.grid(axis="y", color=_LINES, lw=0.8)
-        axes.set_axisbelow(True)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color(_LINES)
+        dress(axes, _INK, _LINES)
         axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
         svg, png = io.StringIO(), io.BytesIO()
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
         figure.savefig(png, format="png", dpi=160, facecolor="white")
     return Chart(name, title, _inline(svg.getvalue(), title), png.getvalue())
+
+
+def dress(axes: Any, ink: str, lines: str) -> None:
+    """Axes of a page: horizontal lines behind what is drawn, and no frame but the one below."""
+    axes.tick_params(colors=ink, length=0)
+    axes.grid(axis="y", color=lines, lw=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(lines)
 
 
 def _words(key: str) -> str:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from fpn import boxes as box
 from fpn.data.dataset import Split
-from fpn.evaluation.metrics import Results
+from fpn.evaluation.metrics import Results, rounded
 
 IOUS = np.linspace(0.5, 0.95, 10)  # COCO's
 RECALLS = np.linspace(0, 1, 101)
@@ -79,8 +79,8 @@ def _match(
 
 def as_written(results: Results) -> Results:
     """The boxes and scores as `fpn.evaluation.metrics.to_coco` rounds them, which is how they are scored."""
-    low, size = np.round(results.boxes[:, :2], 3), np.round(results.boxes[:, 2:] - results.boxes[:, :2], 3)
-    return replace(results, boxes=np.concatenate([low, low + size], axis=1), scores=np.round(results.scores, 7))
+    boxes, scores = rounded(results)
+    return replace(results, boxes=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1), scores=scores)
 
 
 def best_first(split: Split, results: Results) -> Int[np.ndarray, " n"]:

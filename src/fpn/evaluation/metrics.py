@@ -159,7 +159,7 @@ def to_coco(split: Split, results: Results) -> list[dict]:
     With masks also segmentation (compressed RLE). pycocotools takes the areas of detections from bbox where that is
     there, so for the AP of masks by size of object take bbox out first.
     """
-    columns = (split.image_ids[results.indices], split.category_ids[results.labels], *_rounded(results))
+    columns = (split.image_ids[results.indices], split.category_ids[results.labels], *rounded(results))
     rows = zip(*(column.tolist() for column in columns), strict=True)
     entries: list[dict] = [{"image_id": i, "category_id": c, "bbox": b, "score": s} for i, c, b, s in rows]
     for entry, mask in zip(entries, _segmentations(split, results), strict=True) if results.masks is not None else ():
@@ -231,7 +231,7 @@ def evaluated(
         ],
         "categories": [{"id": category} for category in split.category_ids.tolist()],
     }
-    boxes, scores = _rounded(results)
+    boxes, scores = rounded(results)
     columns = (ids[results.indices], split.category_ids[results.labels], boxes, boxes[:, 2] * boxes[:, 3], scores)
     detections = [
         {"id": n, "image_id": i, "category_id": c, "bbox": b, "area": a, "score": s, "iscrowd": 0}
@@ -293,7 +293,8 @@ def _most_of_a_class(images: np.ndarray, labels: np.ndarray, classes: int) -> in
     return int(np.unique(images * classes + labels, return_counts=True)[1].max(initial=0))
 
 
-def _rounded(results: Results) -> tuple[np.ndarray, np.ndarray]:
+def rounded(results: Results) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (x, y, width, height) and scores as `to_coco` writes them, which is how they are scored."""
     return np.round(_xywh(results.boxes), 3), np.round(results.scores.astype(np.float64), 7)
 
 

@@ -33,8 +33,7 @@ from fpn.model import atss, fcos
 from fpn.model.atss import ATSS
 from fpn.model.backbone import SPLIT_MOBILENET
 from fpn.model.detector import Detector
-from fpn.model.fast_rcnn import FastRCNN, given_regions
-from fpn.model.faster_rcnn import FasterRCNN
+from fpn.model.fast_rcnn import FastRCNN
 from fpn.model.fcos import FCOS
 from fpn.model.matching import BACKGROUND, match
 from fpn.model.region_proposals import RPN
@@ -203,11 +202,7 @@ def _detected(detector: Detector, batch: Batch) -> tuple[Detections, Proposals |
     if not isinstance(detector, FastRCNN):
         return detector.detect(batch), None
     pyramid = detector.features(batch)
-    if isinstance(detector, FasterRCNN):
-        anchors = detector.anchors(pyramid, batch.images.shape[-2:])
-        proposals = detector.propose(detector.rpn(pyramid), anchors, batch.sizes, training=False)
-    else:
-        proposals = given_regions(batch)
+    proposals = detector.regions_of(batch, pyramid)
     return detector.detect_in(pyramid, proposals, batch.sizes), proposals
 
 

@@ -14,7 +14,7 @@ from fpn.evaluation.pyramid import NOWHERE, Level, PyramidReport, Watch, name_of
 from fpn.model.fast_rcnn import FastRCNN
 from fpn.model.roi import assign_levels
 from fpn.spec import MODELS
-from fpn.words import counted
+from fpn.words import counted, listed
 
 CROWDED = 0.8  # share of the objects on one level that is too much
 FEW = 20  # objects on which little can be said
@@ -55,7 +55,7 @@ def _idle_ends(report: PyramidReport, watch: Watch) -> str | None:
     given = max(_given(rows, name) for name in ("by_region", "by_anchor"))
     found = sum(row.found for row in rows)
     text = (
-        f"{_listing(idle)} {'was' if len(idle) == 1 else 'were'} given {given:,} of "
+        f"{listed([name_of(level) for level in idle])} {'was' if len(idle) == 1 else 'were'} given {given:,} of "
         f"{counted(report.all.objects, 'object')} and found {found or 'nothing'}: "
         f"--levels {kept[0]} {kept[-1]}{_anchors_of(watch, kept)}"
     )
@@ -72,11 +72,6 @@ def _given(rows: Iterable[Level], name: str) -> int:
 
 def _share(share: float) -> str:
     return percent(share) if share >= 0.01 else f"{100 * share:.1g} %"
-
-
-def _listing(levels: list[int]) -> str:
-    names = [name_of(level) for level in levels]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _anchors_of(watch: Watch, levels: list[int]) -> str:

@@ -81,8 +81,13 @@ class FastRCNN(Detector):
         self.score, self.max_detections = score, max_detections
 
     def detect(self, batch: Batch) -> Detections:
-        """Detections in the pixels of the batch's (resized) images, made from its regions."""
-        return self.detect_in(self.features(batch), given_regions(batch), batch.sizes)
+        """Detections in the pixels of the batch's (resized) images."""
+        pyramid = self.features(batch)
+        return self.detect_in(pyramid, self.regions_of(batch, pyramid), batch.sizes)
+
+    def regions_of(self, batch: Batch, pyramid: dict[int, Tensor]) -> Proposals:
+        """What is looked at in detection: the regions that came with the batch. Raises OptionError where none did."""
+        return given_regions(batch)
 
     def losses(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         """The unweighted loss terms of the batch's regions: class, box; as for the examples see `FasterRCNN.losses`."""

@@ -12,7 +12,8 @@ from fpn.model.detector import chance_of
 from fpn.model.fast_rcnn import FastRCNN
 from fpn.model.mask_head import MaskBranch
 from fpn.model.region_proposals import RPN
-from fpn.structures import Batch, Detections
+from fpn.model.rpn import Proposals
+from fpn.structures import Batch
 
 
 class FasterRCNN(FastRCNN, RPN):
@@ -37,12 +38,10 @@ class FasterRCNN(FastRCNN, RPN):
     ):
         super().__init__(backbone, pyramid, box_head, classes, masks, anchors=anchors, rpn=rpn, **settings)
 
-    def detect(self, batch: Batch) -> Detections:
-        """Detections in the pixels of the batch's (resized) images."""
-        pyramid = self.features(batch)
+    def regions_of(self, batch: Batch, pyramid: dict[int, Tensor]) -> Proposals:
+        """What is looked at in detection: the RPN's proposals."""
         anchors = self.anchors(pyramid, batch.images.shape[-2:])
-        proposals = self.propose(self.rpn(pyramid), anchors, batch.sizes, training=False)
-        return self.detect_in(pyramid, proposals, batch.sizes)
+        return self.propose(self.rpn(pyramid), anchors, batch.sizes, training=False)
 
     def losses(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         """The unweighted loss terms: rpn_class, rpn_box, and those of the regions: class, box, mask where it has masks.

@@ -51,6 +51,11 @@ class Setup:
         """A digest of each split: its files, sizes and boxes."""
         return {"train": digest(self.train), "val": digest(self.val)}
 
+    @cached_property
+    def weights(self) -> str:
+        """What the backbone starts from, a file by its content."""
+        return digest_of_file(str(self.scale.detector["weights"]))
+
 
 def digest(split: Split) -> str:
     content = hashlib.sha256("\n".join(map(str, [*split.classes, *split.files])).encode())
@@ -73,7 +78,7 @@ def asked(cell: Cell, setup: Setup) -> dict[str, Any]:
     needs = {need.key: asked(need, setup) for need in cell.needs}
     everything = {
         "scale": setup.scale.name,
-        "detector": {**detector, "weights": digest_of_file(str(detector["weights"]))},
+        "detector": {**detector, "weights": setup.weights},
         "training": training_of(cell, setup.scale),
         "images": setup.images,
         "devices": f"{setup.scale.run.get('devices', 1) * setup.scale.run.get('nodes', 1)} {on(setup.scale.run).type}",

@@ -6,13 +6,14 @@ same seed share falls out, and comes with the 95 % interval of its mean over the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from fpn.paper.interval import Estimate, estimate
 from fpn.paper.published import PUBLISHED
 from fpn.paper.tables import TABLES
+from fpn.words import listed
 
 Numbers = Mapping[str, Mapping[int, Mapping[str, float]]]  # row -> seed -> metric -> 0 to 1, or -1 where undefined
 Outcome = Literal["holds here", "does not hold here", "cannot be told at this size"]
@@ -215,6 +216,12 @@ def differences(table: int, metric: str, numbers: Numbers) -> dict[str, Estimate
     return {row: estimate(list(values.values())) for row, values in found.items() if values}
 
 
+def over_seeds(numbers: Numbers, row: str, metric: str) -> Estimate | None:
+    """A row's number in percent; None where no seed has one."""
+    values = [100 * cell[metric] for cell in numbers.get(row, {}).values() if cell.get(metric, -1.0) >= 0]
+    return estimate(values) if values else None
+
+
 def in_words(found: Estimate) -> str:
     """
     >>> in_words(Estimate(4.25, 0.5, 1.24, 3)), in_words(Estimate(-0.5, None, None, 1))
@@ -232,11 +239,3 @@ def signed(points: float) -> str:
     """
     text = f"{abs(points):.1f}"
     return text if float(text) == 0 else ("+" if points > 0 else "−") + text
-
-
-def listed(names: Sequence[str]) -> str:
-    """
-    >>> listed(["a"]), listed(["a", "b", "c"])
-    ('a', 'a, b and c')
-    """
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

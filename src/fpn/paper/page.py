@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from fpn.paper.claims import Numbers, Verdict, between, differences, in_words, judge_all, signed
-from fpn.paper.interval import estimate
+from fpn.paper.claims import Numbers, Verdict, between, differences, in_words, judge_all, over_seeds, signed
 from fpn.paper.plot import plot
 from fpn.paper.published import ANCHORS, PUBLISHED
 from fpn.paper.tables import Table
@@ -162,10 +161,9 @@ def named(outcomes: Outcomes, row: str) -> str:
 
 def in_percent(numbers: Numbers, row: str, metric: str) -> str:
     """Mean ± standard deviation over the seeds in percent, "–" where nothing is known."""
-    values = [100 * cell[metric] for cell in numbers.get(row, {}).values() if cell.get(metric, -1.0) >= 0]
-    if not values:
+    found = over_seeds(numbers, row, metric)
+    if found is None:
         return "–"
-    found = estimate(values)
     return f"{found.mean:.1f}" if found.spread is None else f"{found.mean:.1f} ± {found.spread:.1f}"
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from fpn.evaluation.charts import SERIES
-from fpn.paper.claims import Numbers
-from fpn.paper.interval import estimate
+from fpn.evaluation.charts import SERIES, dress
+from fpn.paper.claims import Numbers, over_seeds
 from fpn.paper.published import PUBLISHED
 from fpn.paper.tables import Table
 
@@ -34,7 +33,10 @@ def plot(table: Table, numbers: Numbers, theme: str = "light") -> bytes | None:
             draw(axes, values, list(table.rows), table.compared)
             axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
             axes.set_xticks(range(len(groups)), list(groups))
-            dress(axes, ink, lines, ground)
+            axes.set_facecolor(ground)
+            axes.set_ylim(bottom=0)
+            axes.margins(x=0.15)
+            dress(axes, ink, lines)
         figure.axes[0].set_ylabel(f"{heading(table)}, %", color=ink)
         handles, labels = figure.axes[1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False, labelcolor=ink)
@@ -54,8 +56,7 @@ def spread(numbers: Numbers, row: str, metrics: list[str]) -> list[tuple[float, 
     cells = numbers.get(row, {})
     points: list[tuple[float, float | None] | None] = []
     for metric in metrics if cells else ():
-        values = [100 * cell[metric] for cell in cells.values() if cell.get(metric, -1.0) >= 0]
-        found = estimate(values) if values else None
+        found = over_seeds(numbers, row, metric)
         points.append(found and (found.mean, found.spread))
     return points
 
@@ -82,15 +83,3 @@ def draw(axes: Any, values: dict[str, Any], rows: list[str], compared: str) -> N
             capsize=3,
             zorder=3 if main else 2,
         )
-
-
-def dress(axes: Any, ink: str, lines: str, ground: str) -> None:
-    axes.set_facecolor(ground)
-    axes.set_ylim(bottom=0)
-    axes.margins(x=0.15)
-    axes.tick_params(colors=ink, length=0)
-    axes.grid(axis="y", color=lines, lw=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(lines)
