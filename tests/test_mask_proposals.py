@@ -13,8 +13,9 @@ from fpn.cli import main
 from fpn.data import class_agnostic, loader, resize_transform
 from fpn.data.generated import generate
 from fpn.errors import OptionError
-from fpn.evaluation.evaluate import detect_original, detect_split
+from fpn.evaluation.evaluate import detect_split
 from fpn.evaluation.proposals import average_recall
+from fpn.inference.finder import detect_original
 from fpn.model.mask_proposals import MaskProposals, Places, assign, scales_of, windows_at
 from fpn.model.matching import BACKGROUND
 from fpn.structures import Batch, Targets

@@ -15,8 +15,8 @@ from fpn.evaluation.evaluate import detect_split
 from fpn.evaluation.metrics import score
 from fpn.evaluation.report import ReportSample, write_report
 from fpn.hardware import cores
+from fpn.inference.finder import finder
 from fpn.model.detector import Detector
-from fpn.predict import detect_one
 from fpn.training.resume import STATE
 from fpn.training.train import train
 from fpn.writing import write_json
@@ -84,5 +84,5 @@ def sample_of(detector: Detector, split: Split, index: int) -> ReportSample:
     """An image with its truth and what the detector finds in it."""
     image, rows = read_image(split.path(index)), split.rows(index)
     boxes, labels = torch.from_numpy(split.boxes[rows]).float(), torch.from_numpy(split.labels[rows])
-    device = next(detector.parameters()).device
-    return ReportSample(image, boxes, labels, detect_one(detector, image, device))
+    find = finder(detector, next(detector.parameters()).device)
+    return ReportSample(image, boxes, labels, find([image])[0])

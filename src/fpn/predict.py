@@ -11,29 +11,30 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import resize
 
-from fpn.data import collate, read_image, resized_size
+from fpn.data import read_image
 from fpn.data.files import images_under, is_image_name
 from fpn.data.images import pixels_of
 from fpn.errors import DataError, OptionError
-from fpn.evaluation.evaluate import detect_original
-from fpn.hardware import pick_device
+from fpn.exported import Exported
+from fpn.inference.finder import finder
 from fpn.model.detector import Detector
 from fpn.rle import encode_pasted
-from fpn.structures import Detections, Sample
+from fpn.structures import Detections
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 
 
 @overload
-def predict(detector: Detector, pictures: Picture, threshold: float = ..., device: str = ...) -> Detections: ...
+def predict(
+    detector: Detector | Exported, pictures: Picture, threshold: float = ..., device: str = ...
+) -> Detections: ...
 @overload
 def predict(
-    detector: Detector, pictures: Sequence[Picture], threshold: float = ..., device: str = ...
+    detector: Detector | Exported, pictures: Sequence[Picture], threshold: float = ..., device: str = ...
 ) -> list[Detections]: ...
 def predict(
-    detector: Detector, pictures: Picture | Sequence[Picture], threshold: float = 0.5, device: str = "auto"
+    detector: Detector | Exported, pictures: Picture | Sequence[Picture], threshold: float = 0.5, device: str = "auto"
 ) -> Detections | list[Detections]:
     """Detections scoring at least `threshold`, highest first; boxes in the pixels of the picture as it is displayed.
 
@@ -42,22 +43,10 @@ def predict(
     """
     if not 0 <= threshold <= 1:
         raise OptionError(f"threshold is {threshold}: it must be from 0 to 1")
-    target = pick_device(device)
-    detector.eval().to(target)
+    find = finder(detector, device)
     if isinstance(pictures, str | Path | Image.Image | np.ndarray | Tensor):
-        return detect_one(detector, as_pixels(pictures), target).above(threshold)
-    return [detect_one(detector, as_pixels(picture), target).above(threshold) for picture in pictures]
-
-
-@torch.inference_mode()
-def detect_one(detector: Detector, image: Tensor, device: torch.device) -> Detections:
-    """All detections in one image, uint8 (3, H, W), on the CPU."""
-    height, width = image.shape[1:]
-    resized = resize(image, list(resized_size((height, width), *detector.spec.sides)), antialias=True)
-    sample = Sample(resized, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 0, (height, width))
-    batch = collate([sample], square=detector.spec.square_side)
-    assert batch is not None
-    return detect_original(detector, batch.to(device)).to("cpu")[0]
+        return find([as_pixels(pictures)])[0].above(threshold)
+    return [find([as_pixels(picture)])[0].above(threshold) for picture in pictures]
 
 
 def as_pixels(picture: Picture) -> Tensor:

@@ -7,6 +7,7 @@ labels run from 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self
 
@@ -114,6 +115,30 @@ class Detections(_Tensors):
             self.count[image],
             self.classes,
             None if self.masks is None else self.masks[image, :n],
+        )
+
+    @classmethod
+    def stack(cls, parts: Sequence[Detections]) -> Detections:
+        """The detections of one image each as those of a batch; there must be one at least."""
+        longest = max(len(part) for part in parts)
+
+        def padded(name: str, value: float) -> Tensor:
+            columns = [getattr(part, name) for part in parts]
+            return torch.stack(
+                [
+                    torch.cat([column, column.new_full((longest - len(column), *column.shape[1:]), value)])
+                    for column in columns
+                ]
+            )
+
+        return cls(
+            padded("boxes", 0),
+            padded("scores", 0),
+            padded("labels", -1),
+            padded("levels", -1),
+            torch.tensor([len(part) for part in parts]),
+            parts[0].classes,
+            None if parts[0].masks is None else padded("masks", 0),
         )
 
     @property

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from fpn.data import Split, class_agnostic, loader, resize_transform
+from fpn.data import DetectionDataset, GroupedBatches, Split, class_agnostic, loader, resize_transform
 from fpn.errors import OptionError
 from fpn.evaluation.metrics import Metrics, Results, score
 from fpn.evaluation.proposals import score_proposals
+from fpn.exported import Exported
 from fpn.hardware import pick_device, pick_workers
+from fpn.inference.finder import Finder, detect_original, finder
 from fpn.model.detector import Detector
 from fpn.rle import encode_pasted
-from fpn.structures import Batch, Detections
+from fpn.structures import Batch, Detections, Sample
 
 # Image, box, score, label, level.
 NOTHING = (np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 def evaluate(
-    detector: Detector,
+    detector: Detector | Exported,
     split: Split,
     *,
     batch: int = 4,
@@ -37,7 +39,7 @@ def evaluate(
     return score_for(detector, split, results)
 
 
-def score_for(detector: Detector, split: Split, results: Results) -> Metrics:
+def score_for(detector: Detector | Exported, split: Split, results: Results) -> Metrics:
     """The numbers that a detector is judged by, of its results on a split."""
     if detector.proposes:
         return score_proposals(split, results)
@@ -45,7 +47,7 @@ def score_for(detector: Detector, split: Split, results: Results) -> Metrics:
 
 
 def detect_split(
-    detector: Detector,
+    detector: Detector | Exported,
     split: Split,
     *,
     batch: int = 4,
@@ -53,38 +55,61 @@ def detect_split(
     workers: int | None = None,
     progress: bool = True,
     detect: Callable[[Batch], Detections] | None = None,
+    find: Finder | None = None,
 ) -> Results:
     """All detections on a split, in pixels of the original images.
 
     Labels are the split's, or 0, of `class_agnostic(split)`, where the detector proposes regions. detect: stands in for
-    `detector.detect`. Raises OptionError where detector and data do not have the same class names, or the data has no
-    regions for a detector that needs them.
+    `detector.detect`. find: stands in for the whole, from images of any size on. Raises OptionError where detector and
+    data do not have the same class names, or the data has no regions for a detector that needs them.
     """
     split = class_agnostic(split) if detector.proposes else split
     check_classes(detector, split)
     check_regions(detector, split)
-    target = pick_device(device)
-    batches = loader(
-        split,
-        resize_transform(*detector.spec.sides),
-        batch,
-        training=False,
-        workers=pick_workers(workers),
-        square=detector.spec.square_side,
-    )
+    if isinstance(detector, Exported) or find is not None:
+        batches = found_in(split, find or finder(detector), batch, pick_workers(workers))
+    else:
+        batches = detected_in(split, detector, detect, batch, pick_device(device), pick_workers(workers))
     bar = tqdm(total=len(split), desc=f"detecting in {split.name}", unit=" images", disable=not progress, leave=False)
-    detector.eval().to(target)
     with bar, torch.inference_mode():
         shards = [collect([], detector, split)]
-        for images in batches:
-            if images is not None:
-                found = detect_original(detector, images.to(target), detect).to("cpu")
-                shards.append(collect([(images.indices, found)], detector, split))
-                bar.update(len(images))
+        for indices, found in batches:
+            shards.append(collect([(indices, found)], detector, split))
+            bar.update(len(indices))
         return merge(shards)
 
 
-def check_classes(detector: Detector, split: Split) -> None:
+def detected_in(
+    split: Split,
+    detector: Detector,
+    detect: Callable[[Batch], Detections] | None,
+    batch: int,
+    device: torch.device,
+    workers: int,
+) -> Iterator[tuple[Tensor, Detections]]:
+    """The positions of the images of each batch and their detections, the images resized by the loading processes."""
+    resizing = resize_transform(*detector.spec.sides)
+    batches = loader(split, resizing, batch, training=False, workers=workers, square=detector.spec.square_side)
+    detector.eval().to(device)
+    for images in batches:
+        if images is not None:
+            yield images.indices, detect_original(detector, images.to(device), detect).to("cpu")
+
+
+def found_in(split: Split, find: Finder, batch: int, workers: int) -> Iterator[tuple[Tensor, Detections]]:
+    """The same of a finder, which is given the images as they are."""
+    order = GroupedBatches(split, batch, shuffle=False)
+    for samples in DataLoader(DetectionDataset(split), batch_sampler=order, num_workers=workers, collate_fn=readable):
+        if samples:
+            found = Detections.stack(find([sample.image for sample in samples]))
+            yield torch.tensor([sample.index for sample in samples]), found
+
+
+def readable(samples: list[Sample | None]) -> list[Sample]:
+    return [sample for sample in samples if sample is not None]
+
+
+def check_classes(detector: Detector | Exported, split: Split) -> None:
     missing = [name for name in split.classes if name not in detector.classes]
     if missing:
         raise OptionError(
@@ -93,7 +118,7 @@ def check_classes(detector: Detector, split: Split) -> None:
         )
 
 
-def check_regions(detector: Detector, split: Split) -> None:
+def check_regions(detector: Detector | Exported, split: Split) -> None:
     if detector.needs_regions and split.regions is None:
         raise OptionError(
             f"{detector.spec.model} looks at given regions, and the split {split.name!r} has none: add another "
@@ -101,20 +126,7 @@ def check_regions(detector: Detector, split: Split) -> None:
         )
 
 
-def detect_original(
-    detector: Detector, batch: Batch, detect: Callable[[Batch], Detections] | None = None
-) -> Detections:
-    """`detector.detect`, with the boxes in pixels of the images as they were before resizing."""
-    found = (detect or detector.detect)(batch)
-    sizes = batch.original_sizes.to(found.boxes.dtype)
-    scale = (sizes / batch.sizes)[:, None, [1, 0, 1, 0]]
-    # Rounding must not push a box out of the image; the windows of mask proposals may reach beyond it.
-    inside = found.boxes <= batch.sizes[:, None, [1, 0, 1, 0]]
-    limits = torch.where(inside, sizes[:, None, [1, 0, 1, 0]], torch.inf)
-    return replace(found, boxes=torch.minimum(found.boxes * scale, limits))
-
-
-def collect(found: Iterable[tuple[Tensor, Detections]], detector: Detector, split: Split) -> Results:
+def collect(found: Iterable[tuple[Tensor, Detections]], detector: Detector | Exported, split: Split) -> Results:
     """The detections of many batches, each with the positions (B,) of its images, on the CPU, in flat arrays.
 
     Classes that the split does not have are left out. Masks are laid into images of the annotated size and encoded.

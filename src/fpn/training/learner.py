@@ -17,8 +17,9 @@ from fpn.data import GroupedBatches, Split, loader, resize_transform, training_t
 from fpn.data.batching import seed_from
 from fpn.data.mixing import Mixing
 from fpn.errors import TrainingError
-from fpn.evaluation.evaluate import collect, detect_original, merge, score_for
+from fpn.evaluation.evaluate import collect, merge, score_for
 from fpn.evaluation.metrics import Metrics, Results
+from fpn.inference.finder import detect_original
 from fpn.model.detector import Detector
 from fpn.structures import Batch
 from fpn.training.meters import Meters
