@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from fpn import data, errors, weights
     from fpn.build import build
     from fpn.evaluation.evaluate import evaluate
+    from fpn.exporting.export import export
     from fpn.predict import predict
     from fpn.structures import Batch, Detections, Sample, Targets
     from fpn.training.train import train
@@ -23,6 +24,7 @@ __all__ = [
     "data",
     "errors",
     "evaluate",
+    "export",
     "load",
     "predict",
     "train",
@@ -33,11 +35,15 @@ lazy(
     __name__,
     {
         **dict.fromkeys(("Batch", "Detections", "Sample", "Targets"), "fpn.structures"),
-        **{name: f"fpn.{name}" for name in ("boxes", "evaluation", "model", "spec", "structures", "training")},
+        **{
+            name: f"fpn.{name}"
+            for name in ("boxes", "evaluation", "exporting", "inference", "model", "spec", "structures", "training")
+        },
         "build": "fpn.build",
         "data": "fpn.data",
         "errors": "fpn.errors",
         "evaluate": "fpn.evaluation.evaluate",
+        "export": "fpn.exporting.export",
         "load": "fpn.weights",
         "predict": "fpn.predict",
         "train": "fpn.training.train",

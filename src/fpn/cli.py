@@ -18,12 +18,15 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 from cyclopts.config import Dict
 
-from fpn.data.command import data_app
+from fpn.data.command import data_app, tell
 from fpn.errors import FpnError, OptionError
+from fpn.evaluation.command import evaluate
+from fpn.exporting.command import export
+from fpn.inference.command import predict
 from fpn.paper.command import paper
+from fpn.serve.command import serve
 from fpn.training.options import Options
 from fpn.words import counted
-from fpn.writing import replacing, write_json
 
 app = App(
     name="fpn",
@@ -33,7 +36,11 @@ app = App(
 )
 app.meta.suppress_keyboard_interrupt = False  # it does not take this over from `app`
 app.command(data_app)
+app.command(evaluate, name="eval")
+app.command(export)
 app.command(paper)
+app.command(predict)
+app.command(serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stdout.flush()
     except FpnError as error:
         sys.exit(f"fpn: {error}")
-    except KeyboardInterrupt:
-        print("\nfpn: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"\nfpn: interrupted{f'. {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
         sys.exit(130)
     except OSError as error:  # a full disk, a folder that may not be read, a file where a folder should be
         if isinstance(error, BrokenPipeError) and reader_has_gone():
@@ -157,6 +164,11 @@ class BuildOptions:
         Most pixels of the longer side; 1333 for a short side of 800, in proportion for others, when left out.
     square
         Pad images to squares.
+    tile
+        Learn from tiles of this many pixels a side, and look at images in them ever after; for objects that are small
+        in large images.
+    overlap
+        The share of a tile that the next one sees too; 0.2 when left out.
     freeze
         Stages of the backbone that do not learn, 0 to 5; 2 with weights, else 0, when left out.
     neck
@@ -188,6 +200,8 @@ class BuildOptions:
     short: int | None = None
     long: int | None = None
     square: bool | None = None
+    tile: int | None = None
+    overlap: float | None = None
     freeze: int | None = None
     neck: Literal["fpn", "pafpn", "bifpn", "nas_fpn", "simple", "none"] | None = None
     levels: tuple[int, int] | None = None
@@ -231,6 +245,7 @@ def train(
     from fpn.build import from_spec
     from fpn.data.regions import attach
     from fpn.hardware import is_main_process
+    from fpn.inference.tiles import accept_large_pictures
     from fpn.spec import Spec
     from fpn.training.resume import STATE
     from fpn.training.settings import check
@@ -240,8 +255,11 @@ def train(
     if resume and out is None:
         raise OptionError("--resume needs --out, the folder of the run that is to go on")
     stored = read_config(out) if resume and out is not None else {}
-    source = fpn.load(parts.weights) if parts.weights is not None and is_detector(parts.weights) else None
+    weights = parts.weights
+    source = fpn.weights.load_detector(weights) if weights is not None and is_detector(weights) else None
     model = stored["detector"]["model"] if resume else source.spec.model if source else parts.model or "faster_rcnn"
+    if parts.tile or (source and source.spec.tile) or (resume and stored["detector"].get("tile")):
+        accept_large_pictures()
     data = fpn.data.load(path, outlines="mask" in model)
     tell(data)
     regions = stored.get("proposals", []) if resume else [str(file) for file in proposals or ()]
@@ -306,21 +324,6 @@ def first_build(data: Any, parts: BuildOptions, device: str, source: Any = None)
         return fpn.build(weights="none", **options), "none"
 
 
-def tell(data: Any) -> None:
-    """What reading the data decided and left out, on stderr."""
-    from fpn.hardware import is_main_process
-
-    if not is_main_process():
-        return
-    for note in data.notes:
-        print(f"note: {note}", file=sys.stderr)
-    shown = data.problems[:10]
-    for problem in shown:
-        print(f"warning: {problem}", file=sys.stderr)
-    if len(data.problems) > len(shown):
-        print(f"warning: and {len(data.problems) - len(shown)} more; see fpn data info {data.path}", file=sys.stderr)
-
-
 def default_folder(path: Path) -> Path:
     """runs/NAME-OF-DATA, or the next that is free.
 
@@ -342,164 +345,6 @@ def free_folder(parent: Path, name: str) -> Path:
         n += 1
         folder = parent / f"{name}-{n}"
     return folder
-
-
-@app.command(name="eval")
-def evaluate(
-    checkpoint: Path,
-    path: Path,
-    /,
-    *,
-    split: str = "val",
-    out: Path | None = None,
-    pyramid: bool = False,
-    proposals: Path | None = None,
-    batch: int = 4,
-    device: str = "auto",
-    workers: int | None = None,
-) -> None:
-    """Measure a detector on labelled images: the 12 COCO numbers, and AP of every class.
-
-    Of a detector that finds objects without telling their classes: average recall with 100 and 1000 proposals.
-
-    Parameters
-    ----------
-    checkpoint
-        A .safetensors file written by `fpn train`.
-    path
-        A folder in COCO, Pascal VOC or YOLO format, or a COCO JSON file.
-    split
-        Which split of the data.
-    out
-        Folder for metrics.json and predictions.json (COCO results), and proposals.safetensors of an rpn; nothing is
-        written when left out.
-    pyramid
-        Tell what each level of the pyramid is given and finds, with advice; in --out as pyramid.html with pictures.
-    proposals
-        For fast_rcnn: file with the regions to look at, see `fpn train`.
-    batch
-        Images at a time.
-    device
-        auto, cpu, cuda, cuda:N or mps.
-    workers
-        Processes that load images; one a core up to 4 when left out.
-    """
-    import fpn
-    from fpn.evaluation.evaluate import detect_split, score_for
-    from fpn.evaluation.metrics import to_coco
-    from fpn.evaluation.pyramid import Watch
-    from fpn.evaluation.pyramid_page import pyramid_report
-
-    detector = fpn.load(checkpoint)
-    if proposals is not None and not detector.needs_regions:
-        raise OptionError(f"--proposals is for detectors that look at given regions; {checkpoint} finds its own")
-    data = fpn.data.load(path, outlines=detector.has_masks)
-    tell(data)
-    part = data[split] if proposals is None else fpn.data.with_regions(data[split], proposals)
-    part = fpn.data.class_agnostic(part) if detector.proposes else part
-    watch = Watch(detector, part) if pyramid else None
-    detect = watch.detect if watch else None
-    results = detect_split(detector, part, batch=batch, device=device, workers=workers, detect=detect)
-    metrics = score_for(detector, part, results)
-    print(metrics.table())
-    for note in metrics.notes:
-        print(f"note: {note}")
-    if watch is not None:
-        report = pyramid_report(detector, part, results, watch, out, title=f"{checkpoint.name} on {split}")
-        print(f"\n{report.table()}\n")
-        for advice in report.advice:
-            print(f"advice: {advice}")
-    if out is not None:
-        about = {"checkpoint": str(checkpoint), "data": str(path), "split": split, "images": len(results.images)}
-        write_json(out / "metrics.json", {**about, **metrics.as_dict()})
-        write_json(out / "predictions.json", to_coco(part, results))
-        if detector.proposes:
-            fpn.data.write_regions(out / "proposals.safetensors", part, results)
-        print(f"written to {out}")
-
-
-@app.command
-def predict(
-    checkpoint: Path,
-    /,
-    *inputs: Path,
-    out: Path = Path("predictions"),
-    threshold: float = 0.5,
-    device: str = "auto",
-) -> None:
-    """Detect objects in images; write annotated pictures and predictions.json.
-
-    Parameters
-    ----------
-    checkpoint
-        A .safetensors file written by `fpn train`.
-    inputs
-        Images, folders (searched through) and glob patterns.
-    out
-        Folder for the results.
-    threshold
-        Lowest score of a detection that is shown and written, 0 to 1.
-    device
-        auto, cpu, cuda, cuda:N or mps.
-    """
-    from tqdm import tqdm
-
-    import fpn
-    from fpn.drawing import draw
-    from fpn.errors import ImageError
-    from fpn.predict import find_pictures
-
-    detector = fpn.load(checkpoint)
-    if not inputs:
-        raise OptionError("nothing to look at: name images, folders or patterns after the checkpoint")
-    rows, unreadable, taken = [], 0, set()
-    for file in tqdm(find_pictures(inputs), desc="detecting", unit=" images", disable=None):
-        try:
-            image = fpn.data.read_image(file)
-        except ImageError as error:
-            tqdm.write(f"skipped: {error}", sys.stderr)
-            unreadable += 1
-            continue
-        found = fpn.predict(detector, image, threshold, device)
-        picture = draw(image, found.boxes, found.labels, found.scores, found.classes, found.masks)
-        name = free_name(file.stem, taken)
-        with replacing(out / name) as unfinished:
-            picture.save(unfinished, format="JPEG", quality=92)
-        rows.append({"file": str(file), "picture": name, **row_of(image, found)})
-    write_json(out / "predictions.json", {"checkpoint": str(checkpoint), "threshold": threshold, "images": rows})
-    objects = sum(len(row["detections"]) for row in rows)
-    print(f"{objects} objects in {len(rows)} images: {out}")
-    if unreadable:
-        sys.exit(f"fpn: {unreadable} files could not be read; they are named above")
-
-
-def row_of(image: Any, found: Any) -> dict[str, Any]:
-    """One image of predictions.json; box is x1, y1, x2, y2 in pixels of the image as it is displayed.
-
-    A mask, where the detector gives some, is the segmentation in COCO's run lengths.
-    """
-    from fpn.predict import segmentations
-
-    size = (image.shape[1], image.shape[2])
-    detections = [
-        {"class": name, "score": round(score, 5), "box": [round(side, 2) for side in box], "level": level}
-        for name, score, box, level in zip(
-            found.names, found.scores.tolist(), found.boxes.tolist(), found.levels.tolist(), strict=True
-        )
-    ]
-    for detection, mask in zip(detections, segmentations(found, size) or [], strict=False):
-        detection["segmentation"] = mask
-    return {"height": size[0], "width": size[1], "detections": detections}
-
-
-def free_name(stem: str, taken: set[str]) -> str:
-    """A file name for the picture: images of the same name from different folders must not overwrite each other."""
-    name, n = f"{stem}.jpg", 1
-    while name.lower() in taken:
-        n += 1
-        name = f"{stem}-{n}.jpg"
-    taken.add(name.lower())
-    return name
 
 
 @app.command

@@ -28,6 +28,9 @@ def lazy(package: str, places: Mapping[str, str]) -> None:
                 value = getattr(value, name, value)
             super().__setattr__(name, value)
 
+        def __reduce__(self) -> tuple[Any, ...]:
+            return import_module, (self.__name__,)  # as cloudpickle does with modules of the usual class
+
         def __dir__(self) -> list[str]:
             return sorted({*super().__dir__(), *places})
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from fpn.data import read_image
-from fpn.data.files import images_under, is_image_name
 from fpn.data.images import pixels_of
 from fpn.errors import DataError, OptionError
 from fpn.exported import Exported
@@ -71,24 +69,3 @@ def segmentations(found: Detections, size: tuple[int, int]) -> list[dict[str, An
         return None
     counts = encode_pasted(found.masks, found.boxes, size)
     return [{"size": list(size), "counts": text} for text in counts]
-
-
-def find_pictures(inputs: Iterable[str | Path]) -> list[Path]:
-    """The files that paths, folders (searched through) and glob patterns stand for, each once.
-
-    Raises DataError for a path that is not there, a folder without images or a pattern that matches nothing.
-    """
-    found: dict[Path, None] = {}
-    for entry in map(Path, inputs):
-        if entry.is_dir():
-            files = [Path(file) for file in images_under(entry)]
-        elif entry.exists():
-            files = [entry]
-        else:
-            files = [Path(f) for f in sorted(glob.glob(str(entry), recursive=True)) if is_image_name(f)]
-        if not files:
-            raise DataError(
-                f"{entry}: " + ("no images in this folder" if entry.is_dir() else "no such file, folder or match")
-            )
-        found.update(dict.fromkeys(files))
-    return list(found)

@@ -10,6 +10,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
 from fpn.data.dataset import OBJECT
+from fpn.data.tiles import check_tiles
 from fpn.errors import OptionError
 from fpn.model.anchors import Anchors
 from fpn.model.atss import ATSS
@@ -92,6 +93,8 @@ OPTIONS_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("top_down", "lateral", "finest"), ("fpn",)),
     "fuse": ("fpn", "pafpn"),
     "repeats": ("bifpn", "nas_fpn"),
+    # fast_rcnn looks at regions of whole images.
+    "tile": tuple(model for model in MODELS if model != "fast_rcnn"),
 }
 # What some settings of the detectors' classes may be, alone or in a pair for training and detection.
 SHARES = ("score", "rpn_score", "box_nms", "rpn_nms", "positive_fraction")  # 0 to 1
@@ -108,6 +111,8 @@ class Spec:
     preset: "modern", or "paper" for the settings of Lin et al. 2017 where later practice differs.
     short, long: images are resized so that their shorter side is `short` and the longer at most `long` pixels; `long`
         follows `short` at 1333 : 800 when left out. square: all are padded to squares of `long` pixels.
+    tile, overlap: images are looked at in tiles of `tile` pixels a side before that, which share `overlap` of it; see
+        `fpn.inference.tiles.tiled`.
     neck: one of NECKS, or "none" for one of the backbone's levels as it is. width, levels, extra, norm, extra_relu,
         extra_norm: see `fpn.model.pyramid.FPN`; fuse as well, of fpn and pafpn; top_down, lateral, finest: of fpn.
         repeats: layers of bifpn, cells of nas_fpn.
@@ -133,6 +138,8 @@ class Spec:
     short: int = 800
     long: int | None = None
     square: bool = False
+    tile: int | None = None
+    overlap: float = 0.2
     freeze: int | None = None
     backbone_norm: str | None = None
     norm_eps: float | None = None
@@ -359,6 +366,10 @@ def check(spec: Spec) -> None:
         raise OptionError(f"classes {list(spec.classes)}: at least one name is needed, and none twice")
     if spec.short < 32 or (spec.long is not None and spec.long < spec.short):
         raise OptionError(f"sides short {spec.short}, long {spec.long}: short must be at least 32, long at least short")
+    if spec.tile is not None:
+        check_tiles(spec.tile, spec.overlap)
+    elif spec.overlap != Spec.overlap:
+        raise OptionError(f"overlap {spec.overlap}: it is of tiles; give --tile too, such as 800")
     for name in ("width", "hidden", "rpn_convolutions", "repeats", "mask_pooled_size", "tower_convolutions"):
         if getattr(spec, name) is not None and getattr(spec, name) < 1:
             raise OptionError(f"{name} is {getattr(spec, name)}: it must be 1 or more")

@@ -328,17 +328,19 @@ def loader(
     mixing: Mixing | None = None,
     square: int | None = None,
     masks: bool = False,
+    dataset: type[DetectionDataset] = DetectionDataset,
 ) -> DataLoader:
     """Batches of a split, shuffled when training. `pin_memory` speeds the way to a GPU; workers outlive the epoch.
 
     transform, mixing: what `training_transform` gives, or for evaluation `resize_transform` and None. multiple, square:
-    see `collate`. masks: with the pixels of each object, for detectors that learn them.
+    see `collate`. masks: with the pixels of each object, for detectors that learn them. dataset: that of the split, as
+    `fpn.data.tiles.TileDataset`.
     Call `loader.batch_sampler.set_epoch(epoch)` before each epoch. A batch of which no image can be read is None.
     """
     if workers < 0:
         raise OptionError(f"the number of workers must not be negative, it is {workers}")
     return DataLoader(
-        DetectionDataset(split, transform, training, seed, mixing, masks),
+        dataset(split, transform, training, seed, mixing, masks),
         batch_sampler=GroupedBatches(split, batch_size, training, seed, rank, world, drop_last),
         num_workers=workers,
         collate_fn=partial(collate, multiple=multiple, square=square),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -277,3 +278,18 @@ def _print_copy(copy: Data, out: Path, form: str, lost: list[str], problems: int
     kept = [~split.ignore if form == "YOLO" else split.labels >= 0 for split in copy.values()]
     boxes = sum(int(rows.sum()) for rows in kept)
     print(f"{out}: {form} format, {counted(boxes, 'box', 'boxes')}, images: {sizes}")
+
+
+def tell(data: Data) -> None:
+    """What reading the data decided and left out, on stderr."""
+    from fpn.hardware import is_main_process
+
+    if not is_main_process():
+        return
+    for note in data.notes:
+        print(f"note: {note}", file=sys.stderr)
+    shown = data.problems[:10]
+    for problem in shown:
+        print(f"warning: {problem}", file=sys.stderr)
+    if len(data.problems) > len(shown):
+        print(f"warning: and {len(data.problems) - len(shown)} more; see fpn data info {data.path}", file=sys.stderr)

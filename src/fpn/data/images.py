@@ -94,7 +94,7 @@ def _rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
         image = image.convert("RGBA" if mode == "RGBa" else "LA")
     elif mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB, Pillow warns about some palettes with alpha
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # convert copies in any case
 
 
 def _to_8_bit(values: Shaped[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:

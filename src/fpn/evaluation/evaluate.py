@@ -60,14 +60,17 @@ def detect_split(
     """All detections on a split, in pixels of the original images.
 
     Labels are the split's, or 0, of `class_agnostic(split)`, where the detector proposes regions. detect: stands in for
-    `detector.detect`. find: stands in for the whole, from images of any size on. Raises OptionError where detector and
-    data do not have the same class names, or the data has no regions for a detector that needs them.
+    `detector.detect` on whole images. find: stands in for the whole, from images of any size on. Raises OptionError
+    where detector and data do not have the same class names, the data has no regions for a detector that needs them, or
+    `detect` would not be asked.
     """
     split = class_agnostic(split) if detector.proposes else split
     check_classes(detector, split)
     check_regions(detector, split)
-    if isinstance(detector, Exported) or find is not None:
-        batches = found_in(split, find or finder(detector), batch, pick_workers(workers))
+    if isinstance(detector, Exported) or find is not None or detector.spec.tile:
+        if detect is not None:
+            raise OptionError("detect stands in on whole images: not with a finder, tiles or an exported file")
+        batches = found_in(split, find or finder(detector, device, progress=False), batch, pick_workers(workers))
     else:
         batches = detected_in(split, detector, detect, batch, pick_device(device), pick_workers(workers))
     bar = tqdm(total=len(split), desc=f"detecting in {split.name}", unit=" images", disable=not progress, leave=False)

@@ -16,6 +16,7 @@ from torchvision.transforms.v2.functional import resize
 
 from fpn.data.batching import collate
 from fpn.data.sizes import resized_size
+from fpn.errors import OptionError
 from fpn.exported import Exported
 from fpn.hardware import pick_device
 from fpn.model.detector import Detector
@@ -25,13 +26,38 @@ from fpn.structures import Batch, Detections, Sample
 Finder = Callable[[Sequence[Tensor]], list[Detections]]
 
 
-def finder(detector: Detector | Exported, device: str | torch.device = "auto") -> Finder:
-    """The detector as a function of images, on a device. All images of one call are one batch."""
+def finder(
+    detector: Detector | Exported,
+    device: str | torch.device = "auto",
+    tile: int | None = None,
+    overlap: float | None = None,
+    *,
+    progress: bool = True,
+) -> Finder:
+    """The detector as a function of images, on a device. All images of one call are one batch.
+
+    tile, overlap: in tiles, see `fpn.inference.tiles.tiled`; as the detector was trained when None, and with tile 0 in
+    whole images. progress: a bar for images of which the tiles take long. Raises OptionError for a device that an
+    exported file cannot run on, and for an overlap without tiles.
+    """
+    from fpn.inference.tiles import tiled  # it is made of what is above
+
     if isinstance(detector, Exported):
-        return detector.find
-    target = pick_device(device)
-    detector.eval().to(target)
-    return partial(find, detector, device=target)
+        if str(device) != "auto" and pick_device(device).type != "cpu":
+            raise OptionError(f"device {device}: {detector.path} is an exported file and runs on the CPU; leave it out")
+        one = detector.find
+    else:
+        target = pick_device(device)
+        detector.eval().to(target)
+        one = partial(find, detector, device=target)
+    tile = detector.spec.tile if tile is None else tile
+    if not tile:
+        if overlap is not None:
+            raise OptionError(f"overlap {overlap}: it is of tiles; give --tile too, such as 800")
+        return one
+    settings = detector.spec.settings
+    iou = settings.get("box_nms", settings.get("rpn_nms", 0.5))
+    return tiled(one, tile, detector.spec.overlap if overlap is None else overlap, iou=iou, progress=progress)
 
 
 @torch.inference_mode()

@@ -91,7 +91,7 @@ def tower(width: int, convolutions: int, norm: str, bias: bool) -> nn.Sequential
 
 def rows(x: Float[Tensor, "B _c _ _"], count: int) -> Float[Tensor, "B _A {count}"]:
     """A map with `count` channels for each anchor as one row an anchor, in the anchors' order (row, column, anchor)."""
-    return x.permute(0, 2, 3, 1).reshape(len(x), -1, count).float()
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, count).float()
 
 
 def joined(levels: Mapping[int, Tensor]) -> Tensor:

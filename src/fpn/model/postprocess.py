@@ -33,7 +33,7 @@ def detections_of(
     """
     regions, kinds = scores.shape[1], scores.shape[2] - 1
     boxes = box.clip(boxes.expand(-1, -1, kinds, -1).flatten(1, 2), sizes)
-    labels = torch.arange(kinds, device=scores.device).repeat(regions).expand(len(scores), -1)
+    labels = torch.arange(kinds, device=scores.device).repeat(regions).expand(scores.shape[0], -1)
     levels = levels.repeat_interleave(kinds, dim=1)
     valid = ((scores[..., :-1] > score) & valid[..., None]).flatten(1)
     valid = valid & ((boxes[..., 2:] - boxes[..., :2]) >= min_side).all(-1)

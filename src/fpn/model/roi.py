@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -37,12 +37,29 @@ def pool_regions(
     many points along each side of a cell; 0: as many as the cell is long on its map, rounded up (detectron2).
     """
     assert method in POOLINGS, method
-    if method == "pool" or sampling_ratio == 0:
+    half_pixel = method == "align"
+    if method == "pool":
         pooled = level_by_level(pyramid, boxes, levels, size, method)
+    elif torch.compiler.is_exporting():
+        pooled = roi_align(list(pyramid.values()), list(pyramid), boxes, levels, size, sampling_ratio, half_pixel)
     else:
-        pooled = align(pyramid, boxes, levels, size, sampling_ratio, half_pixel=method == "align")
+        pooled = aligned(pyramid, boxes, levels, size, sampling_ratio, half_pixel)
     # Summed in float32, given back in the precision of the maps, which is that of the head's weights or autocast's.
     return pooled.to(next(iter(pyramid.values())).dtype)
+
+
+def aligned(
+    pyramid: Mapping[int, Float[Tensor, "B d _ _"]],
+    boxes: Float[Tensor, "B R 4"],
+    levels: Int64[Tensor, "B R"],
+    size: int,
+    samples: int,
+    half_pixel: bool,
+) -> Float[Tensor, "BR d s s"]:
+    """RoIAlign in the way that suits the number of points in a cell, see `pool_regions`."""
+    if samples == 0:
+        return level_by_level(pyramid, boxes, levels, size, "align" if half_pixel else "align_v1")
+    return align(pyramid, boxes, levels, size, samples, half_pixel)
 
 
 def align(
@@ -81,6 +98,44 @@ def align(
     weight = (weight * (scale > 0)[..., None, None, None, None]).reshape(index.shape)
     pooled = F.embedding_bag(index, table, per_sample_weights=weight, mode="sum")
     return pooled.view(batch * count, size, size, -1).permute(0, 3, 1, 2)
+
+
+@torch.library.custom_op(
+    "fpn::roi_align",
+    mutates_args=(),
+    schema="(Tensor[] maps, int[] numbers, Tensor boxes, Tensor levels, int size, int samples, bool half_pixel)"
+    " -> Tensor",
+)
+def roi_align(
+    maps: Sequence[Tensor],
+    numbers: Sequence[int],
+    boxes: Tensor,
+    levels: Tensor,
+    size: int,
+    samples: int,
+    half_pixel: bool,
+) -> Tensor:
+    """`aligned` as an operator of its own, so that what an exported program is turned into can have its own way of it.
+
+    maps: those of the pyramid, `numbers` their levels.
+    """
+    return aligned(dict(zip(numbers, maps, strict=True)), boxes, levels, size, samples, half_pixel)
+
+
+@roi_align.register_fake
+def _(
+    maps: Sequence[Tensor],
+    numbers: Sequence[int],
+    boxes: Tensor,
+    levels: Tensor,
+    size: int,
+    samples: int,
+    half_pixel: bool,
+) -> Tensor:
+    rows, width = boxes.shape[0] * boxes.shape[1], maps[0].shape[1]
+    if samples == 0:
+        return boxes.new_empty((rows, width, size, size), dtype=torch.float32)
+    return boxes.new_empty((rows, size, size, width), dtype=torch.float32).permute(0, 3, 1, 2)
 
 
 def taps(
@@ -123,7 +178,7 @@ def level_by_level(
     """
     from torchvision.ops import roi_align, roi_pool
 
-    image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None].expand(
+    image = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)[:, None, None].expand(
         -1, boxes.shape[1], 1
     )
     rois = torch.cat([image, boxes], dim=2).flatten(0, 1)

@@ -55,7 +55,7 @@ class RpnHead(nn.Module):
                 x = F.relu(conv(x))
             # (row, column, ratio) is the order of the anchors.
             logits[level] = self.objectness(x).permute(0, 2, 3, 1).flatten(1).float()
-            offsets[level] = self.offsets(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float()
+            offsets[level] = self.offsets(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4).float()
         return RpnOutput(logits, offsets)
 
 

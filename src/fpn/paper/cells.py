@@ -205,7 +205,7 @@ def fresh(cell: Cell, setup: Setup) -> Detector:
         options["classes"] = setup.train.classes
     if cell.features is None:
         return build(**options)
-    before = fpn.load(setup.folder(cell.features) / WEIGHTS)
+    before = fpn.weights.load_detector(setup.folder(cell.features) / WEIGHTS)
     return on_features_of(before if cell.kind == "shared_fast_rcnn" else build(**options), before)
 
 
@@ -221,7 +221,7 @@ def with_proposals(cell: Cell, setup: Setup, split: Split) -> Split:
 
     file = setup.folder(cell.proposer) / f"proposals-{split.name}.safetensors"
     if is_main_process() and not file.is_file():
-        rpn: Any = fpn.load(setup.folder(cell.proposer) / WEIGHTS)
+        rpn: Any = fpn.weights.load_detector(setup.folder(cell.proposer) / WEIGHTS)
         if split is setup.train:
             rpn.proposals, rpn.proposals_per_level = rpn.proposals[:1] * 2, rpn.proposals_per_level[:1] * 2
         results = detect_split(rpn, split, device=str(on(setup.scale.run)), workers=setup.scale.run.get("workers"))
@@ -243,7 +243,7 @@ def measured(cell: Cell, detector: Detector, setup: Setup) -> dict[str, float]:
         from fpn.paper.sharing import joined
 
         assert cell.proposer is not None
-        detector = joined(fpn.load(setup.folder(cell.proposer) / WEIGHTS), detector)
+        detector = joined(fpn.weights.load_detector(setup.folder(cell.proposer) / WEIGHTS), detector)
     else:
         split = with_proposals(cell, setup, split)
     results = detect_split(detector, split, device=str(on(setup.scale.run)), workers=setup.scale.run.get("workers"))

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fpn.data import GroupedBatches, Split, loader, resize_transform, training_transform
+from fpn.data import DetectionDataset, GroupedBatches, Split, loader, resize_transform, training_transform
 from fpn.data.batching import seed_from
 from fpn.data.mixing import Mixing
+from fpn.data.tiles import TileDataset, Tiles
 from fpn.errors import TrainingError
-from fpn.evaluation.evaluate import collect, merge, score_for
+from fpn.evaluation.evaluate import collect, merge, readable, score_for
 from fpn.evaluation.metrics import Metrics, Results
-from fpn.inference.finder import detect_original
+from fpn.inference.finder import detect_original, finder
 from fpn.model.detector import Detector
-from fpn.structures import Batch
+from fpn.structures import Batch, Detections, Sample
 from fpn.training.meters import Meters
 from fpn.training.schedule import factor
 from fpn.training.settings import Settings, augmentation_of
@@ -150,11 +151,22 @@ class Learner(pl.LightningModule):
             for buffer in self.average.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
-    def validation_step(self, batch: Batch | None, _: int) -> None:
-        if batch is not None:
-            assert self.val_split is not None
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        if isinstance(batch, list):  # images as they are: their tiles go there, a few at a time
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def validation_step(self, batch: Batch | list[Sample] | None, _: int) -> None:
+        if not batch:
+            return
+        assert self.val_split is not None
+        if isinstance(batch, list):
+            find = finder(self.average, self.device, progress=False)
+            indices = torch.tensor([sample.index for sample in batch])
+            found = (indices, Detections.stack(find([sample.image for sample in batch])))
+        else:
             found = (batch.indices.cpu(), detect_original(self.average, batch).to("cpu"))
-            self.found.append(collect([found], self.average, self.val_split))
+        self.found.append(collect([found], self.average, self.val_split))
 
     def on_validation_epoch_end(self) -> None:
         assert self.val_split is not None
@@ -194,6 +206,15 @@ class Learner(pl.LightningModule):
     def val_dataloader(self) -> DataLoader | list:
         if self.val_split is None:
             return []
+        if self.detector.spec.tile:
+            rank, world = self.trainer.global_rank, self.trainer.world_size
+            return DataLoader(
+                DetectionDataset(self.val_split),
+                batch_sampler=GroupedBatches(self.val_split, 1, shuffle=False, rank=rank, world=world),
+                num_workers=self.settings.workers,
+                collate_fn=readable,
+                generator=torch.Generator(),  # leaves the global random state alone
+            )
         return self.batches(self.val_split, resize_transform(*self.detector.spec.sides), training=False)
 
     def batches(self, split: Split, transform, training: bool, mixing: Mixing | None = None) -> DataLoader:
@@ -210,6 +231,7 @@ class Learner(pl.LightningModule):
             mixing=mixing,
             square=self.detector.spec.square_side,
             masks=training and self.detector.has_masks,
+            dataset=TileDataset if isinstance(split, Tiles) else DetectionDataset,
         )
 
 

@@ -26,6 +26,7 @@ from fpn.data.fit import (
     resized_sizes,
 )
 from fpn.data.images import image_size
+from fpn.data.tiles import Tiles, whole_of
 from fpn.errors import DataError, ImageError
 from fpn.evaluation.metrics import Metrics, Results, score
 from fpn.model.detector import Detector
@@ -58,11 +59,11 @@ def preflight(detector: Detector, train: Split, val: Split | None, settings: Set
     Raises DataError where training cannot work: no image can be opened, or `val` has classes that are never learnt.
     """
     return [
-        *_images(train, val, settings.seed),
+        *_images(whole_of(train), val, settings.seed),
         *_classes(train, val),
         *_overlap(train, val),
         *_truth(detector, val),
-        _limits(detector, train, val),
+        _limits(detector, train, None if detector.spec.tile else val),
         _anchors(detector, train),
         *_masks(detector, train, settings),
     ]
@@ -150,7 +151,8 @@ def _truth(detector: Detector, val: Split | None) -> list[Finding]:
     if val is None:
         return [Finding(False, "no split 'val': nothing is measured, and the last epoch counts as the best")]
     part = _sample(val)
-    results, cut = truth_as_results(part, detector.max_detections)
+    limit = most_boxes([part])[0] if detector.spec.tile else detector.max_detections  # which is of a tile
+    results, cut = truth_as_results(part, limit)
     metrics = score(part, results, max(100, detector.max_detections))
     if metrics["AP"] < 0:
         return [Finding(False, f"{val.name} has no object to find: every number will be -1, the last epoch is kept")]
@@ -292,10 +294,11 @@ def _facts(detector: Detector, train: Split, val: Split | None, settings: Settin
     sides, anchors = "/".join(map(str, settings.scales)), ""
     if detector.anchors is not None:
         anchors = f"; anchors {' '.join(f'{size:g}' for size in detector.anchors.sizes.values())}"
+    what = f"tiles of {len(train.whole):,} images" if isinstance(train, Tiles) else "images"
     measured = "" if val is None else f"; measured on {len(val):,} images, {_boxes(val):,} boxes"
     machines = f"{world} x {settings.device}" if world > 1 else settings.device
     return {
-        "data": f"{len(train):,} images, {_boxes(train):,} boxes, {len(train.classes):,} classes{measured}",
+        "data": f"{len(train):,} {what}, {_boxes(train):,} boxes, {len(train.classes):,} classes{measured}",
         "model": f"{spec.model}, {spec.backbone}, {total / 1e6:.1f} M weights of which {learnt / 1e6:.1f} M learn",
         "input": f"shorter side {sides}, at most {spec.sides[1]} pixels" + anchors,
         "plan": f"{settings.epochs} epochs of {steps:,} steps of {images} images, {steps * settings.epochs:,} steps in "

@@ -15,9 +15,11 @@ import yaml
 
 from fpn.data import Data, Split, class_agnostic
 from fpn.data.outlines import needed
+from fpn.data.tiles import tiles_of
 from fpn.errors import CheckpointError, DataError, FpnError, OptionError, TrainingError
 from fpn.evaluation.evaluate import check_regions
 from fpn.hardware import is_main_process
+from fpn.inference.tiles import accept_large_pictures
 from fpn.model.detector import Detector
 from fpn.training.memory import largest_batch
 from fpn.training.options import Options
@@ -53,6 +55,7 @@ def train(
 ) -> Run:
     """Train `detector` on data["train"], measure it on data["val"] after each epoch, keep the best in `out`.
 
+    A detector with `spec.tile` is trained on tiles of the images and measured in tiles, after these are merged.
     The detector is left with the weights of the best epoch. options: see `fpn.training.settings.Options`: epochs,
     batch, lr, schedule, precision, scales, patience and so on; what is left out fits the data and the machine. resume:
     go on with the run in `out` where it was stopped, with the options it has. config: anything else to note in
@@ -73,6 +76,9 @@ def train(
     if resume:
         options = kept(options, read_config(out)["training"])
     chosen = options_of(options)
+    if detector.spec.tile:
+        accept_large_pictures()
+        split = tiles_of(split, detector.spec.tile, detector.spec.overlap, chosen.seed)
     if chosen.batch == "auto":
         chosen = replace(chosen, batch=automatic_batch(detector, split, chosen))
     settings = resolve(chosen, split, detector.spec.short)

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fpn.build import from_spec
-from fpn.errors import CheckpointError, FpnError
+from fpn.errors import CheckpointError, FpnError, OptionError
+from fpn.exported import Exported, is_exported, load_exported
 from fpn.model.backbone import OWN
 from fpn.model.detector import Detector
 from fpn.spec import Spec
@@ -50,7 +51,24 @@ def save_state(
     return path
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", backbone: nn.Module | None = None) -> Detector:
+def load(
+    path: str | Path, device: str | torch.device = "cpu", backbone: nn.Module | None = None
+) -> Detector | Exported:
+    """The detector in a file, ready to detect: of a checkpoint `load_detector`, of an exported file `load_exported`.
+
+    path: what these two take; .onnx, .xml and .pt2 are exported files. Such a one runs on the CPU and has no weights
+    to fill in, so that OptionError is raised for another device or a backbone.
+    """
+    if not is_exported(path):
+        return load_detector(path, device, backbone)
+    if str(device) not in ("cpu", "auto") or backbone is not None:
+        raise OptionError(
+            f"{path}: an exported detector is whole and runs on the CPU: load it without device, backbone"
+        )
+    return load_exported(path)
+
+
+def load_detector(path: str | Path, device: str | torch.device = "cpu", backbone: nn.Module | None = None) -> Detector:
     """The detector in a checkpoint, ready to detect: it knows its classes, sizes and normalisation.
 
     backbone: where it was built with a module of the user's own, such a module; the checkpoint fills in its weights.
@@ -63,6 +81,10 @@ def load(path: str | Path, device: str | torch.device = "cpu", backbone: nn.Modu
         from fpn.weights.published import published
 
         path = published(name[1])
+    if is_exported(path):
+        raise CheckpointError(
+            f"{path}: an exported file, which cannot be trained or changed: take the checkpoint it was made from"
+        )
     path = Path(path)
     content, state = read(path)
     check_own(content.get("spec"), backbone, path)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fpn.errors import CheckpointError, FpnError, OptionError
 from fpn.model.detector import Detector
-from fpn.weights.checkpoint import is_detector, load, save
+from fpn.weights.checkpoint import is_detector, load_detector, save
 from fpn.weights.detectron2 import from_detectron2
 from fpn.weights.files import read_content, state_in
 from fpn.weights.foreign import naming
@@ -67,7 +67,7 @@ def convert_file(source: str, out: Path, classes: Sequence[str] | None = None, *
             raise OptionError(f"{source} knows its classes; leave out --classes")
         if options:
             raise OptionError(f"{source} knows its settings; leave out {', '.join(f'--{name}' for name in options)}")
-        detector, library = load(source), "torchvision" if source.startswith("torchvision://") else "fpn"
+        detector, library = load_detector(source), "torchvision" if source.startswith("torchvision://") else "fpn"
     else:
         detector, library = from_file(source, classes, **options)
     if out.suffix == ".safetensors":

@@ -16,7 +16,7 @@ from fpn.model.detector import Detector
 from fpn.spec import Spec, as_tuple
 
 # How images are read and which part learns may differ from the source; all else belongs to the weights.
-FREE = ("short", "long", "square", "freeze")
+FREE = ("short", "long", "square", "tile", "overlap", "freeze")
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,10 @@ class FineTuned:
 def adapt(source: Detector, classes: Sequence[str], **options: Any) -> FineTuned:
     """A detector for `classes` with the weights of `source`; only layers with outputs by class are made anew.
 
-    Where the classes are the source's, in its order, these are kept too. options: `short`, `long`, `square`, `freeze`,
-    or settings of the detector's class, such as `max_detections`. Raises CheckpointError for any other option that is
-    not the source's own, and for a setting that other layers would belong to, such as another `pooled_size`.
+    Where the classes are the source's, in its order, these are kept too. options: `short`, `long`, `square`, `tile`,
+    `overlap`, `freeze`, or settings of the detector's class, such as `max_detections`. Raises CheckpointError for any
+    other option that is not the source's own, and for a setting that other layers would belong to, such as another
+    `pooled_size`.
     """
     own = {field.name for field in fields(Spec)} - {"settings"}
     given = {name: as_tuple(value) for name, value in options.items()}
