@@ -3,10 +3,8 @@
     pip install onnxruntime pillow numpy
     python onnx_without_torch.py detector.onnx photo.jpg another.png --threshold 0.5
 
-For each image it prints one line of JSON a detection and writes NAME.detected.png beside where it is run.
+Prints a line of JSON a detection, and writes each image with its boxes as NAME.detected.png where it is run.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -25,7 +23,6 @@ def main() -> None:
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--threshold", type=float, default=0.5)
     options = parser.parse_args()
-
     session = onnxruntime.InferenceSession(options.model, providers=["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map["fpn"])
     for path in options.images:
@@ -44,15 +41,12 @@ def detect(session: onnxruntime.InferenceSession, picture: Image.Image, classes:
     outputs = dict(zip(names, session.run(names, {session.get_inputs()[0].name: pixels}), strict=True))
     real = int(outputs["count"][0])  # the rest is padding
     rows = zip(*(outputs[name][0, :real].tolist() for name in ("labels", "scores", "boxes")), strict=True)
-    return [
-        {"class": classes[label], "score": round(score, 4), "box": [round(side, 1) for side in box]}
-        for label, score, box in rows
-        if score >= threshold
-    ]
+    shown = ((label, score, [round(side, 1) for side in box]) for label, score, box in rows if score >= threshold)
+    return [{"class": classes[label], "score": round(score, 4), "box": box} for label, score, box in shown]
 
 
 def draw(picture: Image.Image, found: list, classes: list[str]) -> Image.Image:
-    pen, width = ImageDraw.Draw(picture), max(1, max(picture.size) // 300)
+    pen, width = ImageDraw.Draw(picture), 1 + max(picture.size) // 300
     for one in found:
         colour = COLOURS[classes.index(one["class"]) % len(COLOURS)]
         pen.rectangle(one["box"], outline=colour, width=width)
