@@ -160,7 +160,7 @@ def test_the_operators_in_onnx_do_what_they_do_in_torch(tmp_path):
         import sys, warnings
         import numpy as np, onnxruntime, torch
         from fpn.errors import CheckpointError
-        from fpn.exporting.onnx import open_, silence
+        from fpn.exporting.onnx import LOGGERS, open_, silence
         from fpn.exporting.onnx_operators import translations
         from fpn.model.nms import nms
         from fpn.model.roi import aligned, roi_align
@@ -185,7 +185,7 @@ def test_the_operators_in_onnx_do_what_they_do_in_torch(tmp_path):
         torch.manual_seed(0)
         axes = [{0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}] * 4
         maps = [{0: torch.export.Dim.DYNAMIC}] * 2
-        with silence():
+        with silence(*LOGGERS):
             program = torch.export.export(Both(), given(2, 200, 3), dynamic_shapes=(*axes, *maps, *axes[:2]))
             torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=translations()).save(path)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

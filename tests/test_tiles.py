@@ -18,7 +18,8 @@ from fpn.evaluation.command import watchable
 from fpn.evaluation.evaluate import detect_split, score_for
 from fpn.inference import tiles
 from fpn.inference.finder import finder
-from fpn.inference.tiles import absorb, find_in_whole, join, onto, shrunk, tiled
+from fpn.inference.tiles import absorb, find_in_whole, join, shrunk, tiled
+from fpn.model.masks import resampled
 from fpn.structures import Detections
 
 
@@ -176,10 +177,10 @@ def test_the_masks_of_pieces_become_one():
 def test_a_mask_on_another_box_keeps_its_place():
     mask = torch.zeros(8, 8)
     mask[:, 4:] = 1  # the right half
-    wider = onto(mask, torch.tensor([10.0, 0, 18, 8]), torch.tensor([10.0, 0, 26, 8]))
+    wider = resampled(mask[None], torch.tensor([[10.0, 0, 18, 8]]), torch.tensor([[10.0, 0, 26, 8]]))[0]
     torch.testing.assert_close(wider[0], torch.tensor([0.0, 0, 1, 1, 0, 0, 0, 0]), atol=0.5, rtol=0)
     assert wider[0, 2:4].min() > 0.7 and wider[0, [0, 1, 5, 6, 7]].max() == 0
-    assert torch.equal(onto(mask, torch.tensor([0.0, 0, 8, 8]), torch.tensor([0.0, 0, 8, 8])), mask)
+    assert torch.equal(resampled(mask[None], torch.tensor([[0.0, 0, 8, 8]]), torch.tensor([[0.0, 0, 8, 8]]))[0], mask)
 
 
 def test_huge_images_are_made_smaller_by_the_mean_of_squares():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -92,6 +93,17 @@ def load_exported(path: str | Path) -> Exported:
     find = partial(find_in, module.open_(path), spec.classes)
     facts = {name: about[name] for name in ("score", "max_detections", "has_masks", "proposes")}
     return Exported(path, kind, spec, find, **facts, about=about)
+
+
+def about_in(text: str | bytes, path: str | Path, remedy: str) -> dict[str, Any]:
+    """What a file says of itself, in JSON. Raises CheckpointError, which ends with the remedy, where it is damaged."""
+    try:
+        about = json.loads(text)
+        if not isinstance(about, dict):
+            raise ValueError("no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: what it says of itself is damaged ({error}); {remedy}") from error
+    return about
 
 
 def spec_in(about: Mapping[str, Any], path: Path) -> Spec:

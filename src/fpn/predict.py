@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fpn.data import read_image
 from fpn.data.images import pixels_of
-from fpn.errors import DataError, OptionError
+from fpn.errors import DataError
 from fpn.exported import Exported
-from fpn.inference.finder import finder
+from fpn.inference.finder import check_threshold, finder
 from fpn.model.detector import Detector
 from fpn.rle import encode_pasted
 from fpn.structures import Detections
@@ -39,8 +39,7 @@ def predict(
     A picture is a file, a PIL image, or uint8 pixels: an array (H, W, 3) in RGB or a tensor (3, H, W). For a list of
     pictures a list comes back. Raises ImageError for a file that cannot be read.
     """
-    if not 0 <= threshold <= 1:
-        raise OptionError(f"threshold is {threshold}: it must be from 0 to 1")
+    check_threshold(threshold)
     find = finder(detector, device)
     if isinstance(pictures, str | Path | Image.Image | np.ndarray | Tensor):
         return find([as_pixels(pictures)])[0].above(threshold)

@@ -148,10 +148,19 @@ class Detections(_Tensors):
 
     def above(self, threshold: float) -> Detections:
         """The detections of one image that score at least `threshold`."""
-        keep = self.scores >= threshold
-        masks = None if self.masks is None else self.masks[keep]
+        return self.take(self.scores >= threshold)
+
+    def take(self, rows: Tensor) -> Detections:
+        """Some of the detections of one image: where a mask is true, or in the order of given rows."""
+        scores = self.scores[rows]
         return Detections(
-            self.boxes[keep], self.scores[keep], self.labels[keep], self.levels[keep], keep.sum(), self.classes, masks
+            self.boxes[rows],
+            scores,
+            self.labels[rows],
+            self.levels[rows],
+            self.count.new_tensor(len(scores)),
+            self.classes,
+            None if self.masks is None else self.masks[rows],
         )
 
     def to_supervision(self, size: tuple[int, int] | None = None) -> supervision.Detections:

@@ -29,6 +29,7 @@ from fpn.data.fit import MULTIPLE
 from fpn.errors import OptionError
 from fpn.evaluation.matches import IOUS, Matches, average_precision, best_first, matches
 from fpn.evaluation.metrics import Results
+from fpn.inference.finder import check_threshold
 from fpn.model import atss, fcos
 from fpn.model.atss import ATSS
 from fpn.model.backbone import SPLIT_MOBILENET
@@ -330,8 +331,7 @@ def report_of(
     detector: Detector, split: Split, results: Results, watch: Watch, threshold: float = THRESHOLD
 ) -> PyramidReport:
     """The numbers of every level, from what a pass over the split found (`results`) and saw (`watch`)."""
-    if not 0 <= threshold <= 1:
-        raise OptionError(f"threshold is {threshold}: it must be from 0 to 1")
+    check_threshold(threshold)
     split = class_agnostic(split) if detector.proposes else split
     pools, places = isinstance(detector, FastRCNN), has_places(detector)
     home = watch.by_region if pools else watch.by_anchor

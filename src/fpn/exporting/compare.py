@@ -79,7 +79,7 @@ def compare(
     theirs[pairs[ours]] = True
     end = [list_end(found, lowest, most) + margin for found in (original, exported)]
     lost = (original.scores[~ours] >= end[1]).sum() + (exported.scores[~theirs] >= end[0]).sum()
-    a, b = chosen(original, ours), chosen(exported, pairs[ours])
+    a, b = original.take(ours), exported.take(pairs[ours])
     height, width = (new / old for new, old in zip(resized_size(size, *sides), size, strict=True))
     apart = (a.boxes - b.boxes).abs() * torch.tensor([width, height, width, height])
     masks = torch.zeros(0)
@@ -109,15 +109,9 @@ def list_end(found: Detections, lowest: float, most: int) -> float:
     return float(found.scores.min()) if len(found) >= most else lowest
 
 
-def chosen(found: Detections, rows: Tensor) -> Detections:
-    masks = None if found.masks is None else found.masks[rows]
-    boxes, scores, labels, levels = (getattr(found, name)[rows] for name in ("boxes", "scores", "labels", "levels"))
-    return Detections(boxes, scores, labels, levels, torch.tensor(len(scores)), found.classes, masks)
-
-
 def best(found: Detections, most: int) -> Detections:
     """The first of one image's detections."""
-    return chosen(found, torch.arange(min(most, len(found))))
+    return found.take(torch.arange(min(most, len(found))))
 
 
 def faults(case: str, tally: Tally, bound: Bound) -> list[str]:

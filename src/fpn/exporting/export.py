@@ -24,6 +24,7 @@ from fpn.errors import CheckpointError, FpnError, OptionError
 from fpn.evaluation.evaluate import check_classes
 from fpn.exported import FORMAT, SUFFIXES, Exported, backend, load_exported
 from fpn.exporting.certificate import certify
+from fpn.exporting.whole import check_exportable
 from fpn.model.detector import Detector
 from fpn.predict import Picture, as_pixels
 from fpn.weights.checkpoint import load_detector, read
@@ -167,11 +168,7 @@ def given(detector: Detector | str | Path) -> tuple[Detector, dict[str, Any]]:
             source["about"] = read(Path(name))[0].get("about", {})
     if not isinstance(detector, Detector):
         raise OptionError(f"a detector or the file of one is needed, not {type(detector).__name__}")
-    if detector.needs_regions:
-        raise OptionError(
-            f"{detector.spec.model} looks at given regions, which an exported file cannot be given: export a model "
-            "that proposes its own, such as faster_rcnn"
-        )
+    check_exportable(detector)
     alone = copy.deepcopy(detector).cpu().float().eval()
     return alone, {**source, "sha256": digest_of(alone)}
 

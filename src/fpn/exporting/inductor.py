@@ -26,7 +26,8 @@ from torch.fx.experimental import _config as tracing
 
 from fpn.data.sizes import resized_size
 from fpn.errors import CheckpointError, OptionError
-from fpn.exporting.whole import MULTIPLE, OUTPUTS, Whole, exportable, reason
+from fpn.exported import about_in
+from fpn.exporting.whole import MULTIPLE, Whole, exportable, outputs_of, reason
 from fpn.inference.finder import detect_original
 from fpn.model.detector import Detector
 from fpn.structures import Batch
@@ -60,8 +61,7 @@ class Framed(nn.Module):
         sizes = torch.stack([one * height, one * width], dim=1)
         originals = torch.stack([one * images.shape[2], one * images.shape[3]], dim=1)
         found = detect_original(self.detector, Batch(pixels, sizes, originals, one))
-        outputs = {name: getattr(found, name) for name in OUTPUTS}
-        return outputs if found.masks is None else outputs | {"masks": found.masks}
+        return outputs_of(found)
 
 
 def write(detector: Detector, path: str | Path, precision: str = "fp32", calibration: Sequence[Tensor] = ()) -> None:
@@ -139,13 +139,7 @@ def open_(path: str | Path, threads: int | None = None) -> Callable[[np.ndarray]
 
 def read_about(path: str | Path) -> dict[str, Any]:
     """What was written about the detector; nothing of the program is run. Raises CheckpointError for a file without."""
-    try:
-        about = json.loads(entry(Path(path), ABOUT))
-        if not isinstance(about, dict):
-            raise ValueError("no JSON object")
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: what it says of itself is damaged ({error}); {AGAIN}") from error
-    return about
+    return about_in(entry(Path(path), ABOUT), path, AGAIN)
 
 
 def write_about(path: str | Path, about: Mapping[str, Any]) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import torch
 from fpn.errors import CheckpointError, OptionError
 from fpn.exporting.onnx_metadata import read_about, write_about
 from fpn.exporting.onnx_operators import translations
-from fpn.exporting.whole import OUTPUTS, export_program, exportable, reason
+from fpn.exporting.whole import OUTPUTS, export_program, exportable, reason, silence
 from fpn.model.detector import Detector
 from fpn.writing import replacing
 
@@ -25,6 +22,7 @@ __all__ = ["open_", "read_about", "write", "write_about"]
 INPUT = "images"
 OPSET = 18
 LARGEST = 2**31 - 1  # bytes of a file: protobuf, the format around ONNX, has none larger
+LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")  # of what takes part in exporting
 WEIGHTS = 0.95  # share of it that weights may take
 
 
@@ -59,7 +57,7 @@ def write(detector: Detector, path: str | Path, precision: str = "fp32") -> None
 
 def model_of(program: torch.export.ExportedProgram, has_masks: bool) -> Any:
     """The ONNX model, an `onnx_ir.Model`, of an exported `Whole`."""
-    with silence():
+    with silence(*LOGGERS):
         made = torch.onnx.export(
             program,
             dynamo=True,
@@ -74,22 +72,6 @@ def model_of(program: torch.export.ExportedProgram, has_masks: bool) -> Any:
     for node in made.model.graph.all_nodes():
         node.metadata_props.clear()  # in which lines of whose files each was made
     return made.model
-
-
-@contextmanager
-def silence() -> Iterator[None]:
-    """Without what the exporter has to say about its own steps."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def open_(path: str | Path, threads: int | None = None) -> Callable[[np.ndarray], dict[str, np.ndarray]]:

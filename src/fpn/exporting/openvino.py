@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -20,8 +18,9 @@ import numpy as np
 from torch import Tensor
 
 from fpn.errors import CheckpointError, OptionError
+from fpn.exported import about_in
 from fpn.exporting.openvino_operators import extensions
-from fpn.exporting.whole import OUTPUTS, export_program, reason
+from fpn.exporting.whole import OUTPUTS, export_program, reason, silence
 from fpn.model.detector import Detector
 from fpn.writing import replacing
 
@@ -87,19 +86,13 @@ def model_of(detector: Detector) -> Any:
     """The OpenVINO model of a detector, with the names of `Whole`."""
     openvino = needed("openvino")
     program = export_program(detector)
-    logger = logging.getLogger("openvino")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with silence("openvino"):
             model = openvino.convert_model(program, extension=extensions())
     except Exception as error:  # of types of its own
         raise OptionError(
             f"{detector.spec.model}: OpenVINO has no form for some of it ({reason(error, -1)}); export to onnx"
         ) from error
-    finally:
-        logger.setLevel(level)
     model.reshape({0: openvino.PartialShape([-1, 3, -1, -1])})
     model.input(0).set_names({INPUT})
     names = [*OUTPUTS, *(["masks"] if detector.has_masks else [])]
@@ -114,21 +107,14 @@ def quantized(model: Any, calibration: Sequence[Tensor]) -> Any:
     images = nncf.Dataset(range(len(calibration)), lambda place: {INPUT: calibration[place].numpy()[None]})
     # Only layers with weights: the arithmetic of boxes, scores and places must stay exact.
     exact = sorted({node.get_type_name() for node in model.get_ops()} - {"Convolution", "GroupConvolution", "MatMul"})
-    logger = logging.getLogger("nncf")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return nncf.quantize(
-                model,
-                images,
-                preset=nncf.QuantizationPreset.MIXED,
-                subset_size=len(calibration),
-                ignored_scope=nncf.IgnoredScope(types=exact, names=last_layers(model), validate=False),
-            )
-    finally:
-        logger.setLevel(level)
+    with silence("nncf"):
+        return nncf.quantize(
+            model,
+            images,
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(calibration),
+            ignored_scope=nncf.IgnoredScope(types=exact, names=last_layers(model), validate=False),
+        )
 
 
 def last_layers(model: Any) -> list[str]:
@@ -188,13 +174,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
     notes = notes_of(path)
     if KEY not in notes:
         raise CheckpointError(f"{path}: an OpenVINO file that was not written by fpn; it lacks class names and sizes")
-    try:
-        about = json.loads(notes[KEY])
-        if not isinstance(about, dict):
-            raise ValueError("no JSON object")
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: what it says of itself is damaged ({error}); {AGAIN}") from error
-    return about
+    return about_in(notes[KEY], path, AGAIN)
 
 
 def write_about(path: str | Path, about: Mapping[str, Any]) -> None:

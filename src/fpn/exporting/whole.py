@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +17,7 @@ from torch.types import IntLikeType
 from fpn.errors import FpnError, OptionError
 from fpn.inference.finder import detect_original
 from fpn.model.detector import Detector
-from fpn.structures import Batch
+from fpn.structures import Batch, Detections
 
 MULTIPLE = 32  # of pixels, to which images are padded
 OUTPUTS = ("boxes", "scores", "labels", "levels", "count")  # and, of detectors that have some, "masks"
@@ -31,11 +33,7 @@ class Whole(nn.Module):
 
     def __init__(self, detector: Detector):
         super().__init__()
-        if detector.needs_regions:
-            raise OptionError(
-                f"{detector.spec.model} looks at given regions, which an exported file cannot be given: export a model "
-                "that proposes its own, such as faster_rcnn"
-            )
+        check_exportable(detector)
         self.detector = detector
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> dict[str, Tensor]:
@@ -46,8 +44,22 @@ class Whole(nn.Module):
         each = torch.zeros((pixels.shape[0], 1), dtype=torch.int64, device=images.device)
         sizes, originals = (each + value.to(images.device) for value in (size, original))
         found = detect_original(self.detector, Batch(pixels, sizes, originals, each[:, 0]))
-        outputs = {name: getattr(found, name) for name in OUTPUTS}
-        return outputs if found.masks is None else outputs | {"masks": found.masks}
+        return outputs_of(found)
+
+
+def check_exportable(detector: Detector) -> None:
+    """Raises OptionError for a detector that looks at given regions."""
+    if detector.needs_regions:
+        raise OptionError(
+            f"{detector.spec.model} looks at given regions, which an exported file cannot be given: export a model "
+            "that proposes its own, such as faster_rcnn"
+        )
+
+
+def outputs_of(found: Detections) -> dict[str, Tensor]:
+    """The tensors of detections, by the names under which an exported program gives them."""
+    outputs = {name: getattr(found, name) for name in OUTPUTS}
+    return outputs if found.masks is None else outputs | {"masks": found.masks}
 
 
 def resized(size: Int64[Tensor, "2"], short: int, long: int) -> Int64[Tensor, "2"]:
@@ -109,6 +121,22 @@ def exportable(detector: Detector) -> Iterator[None]:
             f"{detector.spec.model} with backbone {detector.spec.backbone} cannot be exported for images of every size "
             f"({reason(error)}); networks of convolutions can, such as resnet50"
         ) from error
+
+
+@contextmanager
+def silence(*names: str) -> Iterator[None]:
+    """Without what the loggers of these names, and warnings, have to say about an exporter's own steps."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def reason(error: BaseException, line: int = 0) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from fpn.errors import OptionError
-from fpn.words import counted
+from fpn.words import counted, printable
 
 if TYPE_CHECKING:
     from fpn.exported import Exported
@@ -167,8 +167,3 @@ def video_names(videos: Sequence[str], out: Path) -> list[tuple[str, str]]:
     taken = {"predictions", "coco"}
     taken |= {Path(video).stem.lower() for video in videos if Path(video).resolve().parent == out.resolve()}
     return [(video, free_name(Path(video).stem.replace(":", "-"), taken)) for video in videos]
-
-
-def printable(text: str) -> str:
-    """A text in which a file name that is not UTF-8 is written as JSON escapes it."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -60,6 +60,12 @@ def finder(
     return tiled(one, tile, detector.spec.overlap if overlap is None else overlap, iou=iou, progress=progress)
 
 
+def check_threshold(threshold: float) -> None:
+    """Raises OptionError for a lowest score that cannot be."""
+    if not 0 <= threshold <= 1:
+        raise OptionError(f"threshold is {threshold}: it must be from 0 to 1")
+
+
 @torch.inference_mode()
 def find(detector: Detector, images: Sequence[UInt8[Tensor, "3 _ _"]], device: torch.device) -> list[Detections]:
     """All detections in each of the images, which are resized and go through the detector as one batch."""

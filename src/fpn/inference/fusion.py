@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from fpn.model.masks import resampled
 from fpn.structures import Detections
 
 IOU = 0.55  # the paper's best
@@ -91,16 +91,3 @@ def overlaps(one: Float[np.ndarray, "4"], others: Float[np.ndarray, "m 4"]) -> F
     shared = sides.clip(min=0).prod(axis=1)
     union = (one[2:] - one[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - shared
     return shared / np.where(union > 0, union, 1.0)
-
-
-def resampled(
-    masks: Float[Tensor, "n m m"], boxes: Float[Tensor, "n 4"], targets: Float[Tensor, "n 4"]
-) -> Float[Tensor, "n m m"]:
-    """Masks on the grids of other boxes, interpolated linearly between centres of cells; 0 outside their own box."""
-    side = masks.shape[1]
-    centres = (torch.arange(side, dtype=boxes.dtype) + 0.5) / side
-    sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-6)
-    points = targets[:, None, :2] + centres[None, :, None] * (targets[:, 2:] - targets[:, :2])[:, None]
-    x, y = (2 * (points - boxes[:, None, :2]) / sizes[:, None] - 1).unbind(-1)  # -1 to 1 over the mask's own box
-    grid = torch.stack([x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], dim=-1)
-    return F.grid_sample(masks[:, None], grid.to(masks.dtype), align_corners=False)[:, 0]

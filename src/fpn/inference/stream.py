@@ -23,7 +23,7 @@ from fpn.data.images import image_size, read_image
 from fpn.drawing import draw
 from fpn.errors import ImageError, OptionError
 from fpn.hardware import pick_workers
-from fpn.inference.finder import Finder
+from fpn.inference.finder import Finder, check_threshold
 from fpn.inference.formats import FORMATS, write
 from fpn.inference.journal import Place, Row, append, appending, done_in, journals, rows_at
 from fpn.inference.rows import row_of
@@ -112,8 +112,7 @@ def predict_files(
 
 
 def check(threshold: float, batch: int, formats: Sequence[str]) -> None:
-    if not 0 <= threshold <= 1:
-        raise OptionError(f"threshold is {threshold}: it must be from 0 to 1")
+    check_threshold(threshold)
     if batch < 1:
         raise OptionError(f"batch is {batch}: it must be at least 1")
     if not formats or not set(formats) <= set(FORMATS):

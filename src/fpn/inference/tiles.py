@@ -22,6 +22,7 @@ from tqdm import tqdm
 from fpn.boxes import area
 from fpn.data.tiles import Grid, check_tiles, grid
 from fpn.inference.finder import Finder
+from fpn.model.masks import resampled
 from fpn.structures import Detections
 
 SLACK = 0.05  # of an object's length: how far from its edge a detector may put it, besides a pixel
@@ -97,20 +98,20 @@ def shrunk(image: UInt8[Tensor, "3 H W"], factor: int) -> UInt8[Tensor, "3 h w"]
 
 def longer(found: Detections, length: float) -> Detections:
     """Those that are longer than this on a side: what is not, some tile sees whole, and better."""
-    return taken(found, (found.boxes[:, 2:] - found.boxes[:, :2]).amax(dim=1) > length)
+    return found.take((found.boxes[:, 2:] - found.boxes[:, :2]).amax(dim=1) > length)
 
 
 def merge(parts: Sequence[Detections], tiles: Grid, whole: Detections, iou: float) -> Detections:
     """The detections in the tiles of an image, row by row, and in the whole image, as those of the image."""
     found, tile = laid_out(parts, tiles)
     cut, seen_better = borders(found.boxes, tile, tiles)
-    found, tile, cut = taken(found, ~seen_better), tile[~seen_better], cut[~seen_better]
+    found, tile, cut = found.take(~seen_better), tile[~seen_better], cut[~seen_better]
     pieces = cut.any(dim=1)
-    joined, open_ = join(taken(found, pieces), tile[pieces], cut[pieces])
-    objects = together([whole, taken(joined, ~open_)])
-    objects, left = absorb(objects, taken(joined, open_))
-    every = together([taken(found, ~pieces), objects, left])
-    return taken(every, batched_nms(every.boxes, every.scores, every.labels, iou))
+    joined, open_ = join(found.take(pieces), tile[pieces], cut[pieces])
+    objects = together([whole, joined.take(~open_)])
+    objects, left = absorb(objects, joined.take(open_))
+    every = together([found.take(~pieces), objects, left])
+    return every.take(batched_nms(every.boxes, every.scores, every.labels, iou))
 
 
 def laid_out(parts: Sequence[Detections], tiles: Grid) -> tuple[Detections, Int64[Tensor, "N 2"]]:
@@ -208,23 +209,13 @@ def united(
     high = pieces.boxes[best, 2:].scatter_reduce(0, spread, pieces.boxes[:, 2:], "amax")
     open_ = torch.zeros(count, dtype=torch.bool)
     open_[group[cut.any(dim=1)]] = True
-    made = replace(taken(pieces, best), boxes=torch.cat([low, high], dim=1))
+    made = replace(pieces.take(best), boxes=torch.cat([low, high], dim=1))
     if made.masks is None or pieces.masks is None:
         return made, open_
     masks = torch.zeros_like(made.masks)
-    for mask, box, owner in zip(pieces.masks, pieces.boxes, group.tolist(), strict=True):
-        masks[owner] = torch.maximum(masks[owner], onto(mask, box, made.boxes[owner]))
+    for mask, owner in zip(resampled(pieces.masks, pieces.boxes, made.boxes[group]), group.tolist(), strict=True):
+        masks[owner] = torch.maximum(masks[owner], mask)
     return replace(made, masks=masks), open_
-
-
-def onto(mask: Float[Tensor, "m m"], box: Float[Tensor, "4"], other: Float[Tensor, "4"]) -> Float[Tensor, "m m"]:
-    """A mask on the grid of its box as it is on the grid of another; 0 where that reaches beyond."""
-    cells = mask.shape[0]
-    centre = (torch.arange(cells) + 0.5) / cells
-    side, size = (other[2:] - other[:2]), (box[2:] - box[:2]).clamp(min=1e-6)
-    x, y = (2 * (other[axis] + centre * side[axis] - box[axis]) / size[axis] - 1 for axis in (0, 1))
-    places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-    return F.grid_sample(mask[None, None], places[None], align_corners=False)[0, 0]
 
 
 def absorb(objects: Detections, pieces: Detections) -> tuple[Detections, Detections]:
@@ -233,11 +224,11 @@ def absorb(objects: Detections, pieces: Detections) -> tuple[Detections, Detecti
         return objects, pieces
     owned, raised = [], objects.scores
     for rows in torch.arange(len(pieces)).split(max(1, PAIRS // len(objects))):
-        some = taken(pieces, rows)
+        some = pieces.take(rows)
         owns = belonging(some, objects)
         raised = torch.maximum(raised, torch.where(owns, some.scores[:, None], 0.0).amax(dim=0))
         owned.append(owns.any(dim=1))
-    return replace(objects, scores=raised), taken(pieces, ~torch.cat(owned))
+    return replace(objects, scores=raised), pieces.take(~torch.cat(owned))
 
 
 def belonging(pieces: Detections, objects: Detections) -> Bool[Tensor, "N M"]:
@@ -261,10 +252,3 @@ def together(parts: Sequence[Detections]) -> Detections:
         parts[0].classes,
         torch.cat(masks) if masks else None,
     )
-
-
-def taken(found: Detections, rows: Tensor) -> Detections:
-    """Some of the detections of an image: where a mask is true, or in the order of given rows."""
-    masks = None if found.masks is None else found.masks[rows]
-    boxes, scores, labels = found.boxes[rows], found.scores[rows], found.labels[rows]
-    return Detections(boxes, scores, labels, found.levels[rows], torch.tensor(len(boxes)), found.classes, masks)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from fpn.drawing import draw
 from fpn.errors import DataError, OptionError
-from fpn.inference.finder import Finder
+from fpn.inference.finder import Finder, check_threshold
 from fpn.inference.frames import Video, Writer, opened
 from fpn.inference.rows import row_of
 from fpn.inference.tracking import Tracks
@@ -74,8 +74,7 @@ def predict_video(
     raised with a sentence, except for a camera. A second one leaves nothing. Raises DataError for a source without a
     frame that can be read, OptionError where a package is missing.
     """
-    if not 0 <= threshold <= 1:
-        raise OptionError(f"threshold is {threshold}: it must be from 0 to 1")
+    check_threshold(threshold)
     if batch < 1:
         raise OptionError(f"batch is {batch}: it must be 1 at least")
     with opened(source) as video, stop_when_asked() as stop:

@@ -55,3 +55,16 @@ def places(
     place = ((pixel + 0.5) * (cells / max(last - first + 1, 1)) - 0.5).clamp(min=0)
     cell = place.floor()
     return cell.to(torch.int64), place - cell, start
+
+
+def resampled(
+    masks: Float[Tensor, "n m m"], boxes: Float[Tensor, "n 4"], targets: Float[Tensor, "n 4"]
+) -> Float[Tensor, "n m m"]:
+    """Masks on the grids of other boxes, interpolated linearly between centres of cells; 0 outside their own box."""
+    side = masks.shape[1]
+    centres = (torch.arange(side, dtype=boxes.dtype) + 0.5) / side
+    sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-6)
+    points = targets[:, None, :2] + centres[None, :, None] * (targets[:, 2:] - targets[:, :2])[:, None]
+    x, y = (2 * (points - boxes[:, None, :2]) / sizes[:, None] - 1).unbind(-1)  # -1 to 1 over the mask's own box
+    grid = torch.stack([x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], dim=-1)
+    return F.grid_sample(masks[:, None], grid.to(masks.dtype), align_corners=False)[:, 0]

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from io import BytesIO
@@ -265,15 +265,7 @@ def chosen(found: Detections, threshold: float, labels: Sequence[int]) -> Detect
     keep = found.scores >= threshold
     if labels:
         keep &= torch.isin(found.labels, torch.tensor(labels))
-    return replace(
-        found,
-        boxes=found.boxes[keep],
-        scores=found.scores[keep],
-        labels=found.labels[keep],
-        levels=found.levels[keep],
-        count=keep.sum(),
-        masks=None if found.masks is None else found.masks[keep],
-    )
+    return found.take(keep)
 
 
 def picture_of(image: Tensor, found: Detections) -> bytes:
