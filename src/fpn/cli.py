@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 from cyclopts.config import Dict
 
+from fpn.benching.command import bench
 from fpn.data.command import data_app, tell
 from fpn.errors import FpnError, OptionError
 from fpn.evaluation.command import evaluate
@@ -36,6 +37,7 @@ app = App(
 )
 app.meta.suppress_keyboard_interrupt = False  # it does not take this over from `app`
 app.command(data_app)
+app.command(bench)
 app.command(evaluate, name="eval")
 app.command(export)
 app.command(paper)

@@ -49,6 +49,14 @@ class Exported:
     needs_regions = False
 
     @property
+    def backend(self) -> str:
+        return self.kind
+
+    @property
+    def precision(self) -> str:
+        return str(self.about.get("precision", "fp32"))
+
+    @property
     def classes(self) -> tuple[str, ...]:
         return self.spec.classes
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fpn.backends.names import Backend, Precision
 from fpn.data.command import tell
 from fpn.errors import OptionError
 from fpn.writing import write_json
@@ -29,6 +30,8 @@ def evaluate(
     tta: bool = False,
     batch: int = 4,
     device: str = "auto",
+    backend: Backend = "auto",
+    precision: Precision = "fp32",
     workers: int | None = None,
 ) -> None:
     """Measure a detector on labelled images: the 12 COCO numbers, and AP of every class.
@@ -61,6 +64,10 @@ def evaluate(
         Images at a time.
     device
         auto, cpu, cuda, cuda:N or mps.
+    backend
+        What runs the detector of a checkpoint: auto, eager, fused, compiled, onnx or openvino; see `fpn predict`.
+    precision
+        fp32, or bf16 for what the detector is worth in that.
     workers
         Processes that load images; one a core up to 4 when left out.
     """
@@ -69,11 +76,11 @@ def evaluate(
     from fpn.evaluation.metrics import to_coco
     from fpn.evaluation.pyramid import Watch
     from fpn.evaluation.pyramid_page import pyramid_report
-    from fpn.exported import Exported
-    from fpn.inference.command import finder_of
+    from fpn.exported import Exported, is_exported
+    from fpn.inference.command import finder_of, loaded
     from fpn.inference.tiles import accept_large_pictures
 
-    detector = fpn.load(checkpoint)
+    detector = loaded(checkpoint, device, backend, precision)
     if proposals is not None and not detector.needs_regions:
         raise OptionError(f"--proposals is for detectors that look at given regions; {checkpoint} finds its own")
     find, looked_at = None, tile is not None or overlap is not None or tta
@@ -95,7 +102,7 @@ def evaluate(
     print(metrics.table())
     for note in metrics.notes:
         print(f"note: {note}")
-    if isinstance(detector, Exported):
+    if isinstance(detector, Exported) and is_exported(checkpoint):
         from fpn.exporting.certificate import confirm
 
         print(f"\n{confirm(detector, part, metrics if find is None else None)}")

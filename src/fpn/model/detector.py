@@ -37,6 +37,8 @@ class Detector(nn.Module):
     has_masks: bool = False  # learns from outlines, and gives a mask with each detection
     proposes: bool = False  # gives regions that may hold an object, of whatever class; its only class is "object"
     needs_regions: bool = False  # looks at given regions, `Batch.regions`
+    backend: str = "eager"  # what runs it, see `fpn.backends.choose.ready`
+    precision: str = "fp32"  # in which it detects
 
     def __init__(
         self,
@@ -86,7 +88,9 @@ class Detector(nn.Module):
 
     def features(self, batch: Batch) -> dict[int, Float[Tensor, "B d _ _"]]:
         """The pyramid of a batch: {2: P2, ...}."""
-        return self.pyramid(self.backbone(self.normalise(batch.images, batch.sizes)))
+        pixels = self.normalise(batch.images, batch.sizes)
+        weights = next(self.backbone.parameters(), pixels)  # of a detector made to detect in bfloat16 these are so
+        return self.pyramid(self.backbone(pixels.to(weights.dtype)))
 
     def normalise(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int64[Tensor, "B 2"]) -> Float[Tensor, "B 3 H W"]:
         """Pixels with the mean and deviation of the backbone's training data; exactly 0 in the padding."""

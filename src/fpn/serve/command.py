@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from fpn.backends.names import Backend, Precision
 from fpn.errors import OptionError
 from fpn.serve.limits import Limits
 
@@ -28,6 +29,8 @@ def serve(
     batch: int = 8,
     wait: float = 5,
     device: str = "auto",
+    backend: Backend = "auto",
+    precision: Precision = "fp32",
     limits: Annotated[Limits, Parameter(name="*")] = Limits(),  # noqa: B008
 ) -> None:
     """Answer over HTTP: POST an image to /detect, or open the address in a browser. Ctrl-C or SIGTERM stops it.
@@ -49,13 +52,17 @@ def serve(
         Milliseconds in which they are gathered.
     device
         auto, cpu, cuda, cuda:N or mps.
+    backend
+        What runs the detector of a checkpoint: auto, eager, fused, compiled, onnx or openvino; see `fpn predict`.
+    precision
+        fp32, or bf16 for twice the speed or more where the device has arithmetic for it.
     """
     try:
         from fpn.serve.app import application
         from fpn.serve.server import bound, server_of
     except ModuleNotFoundError as error:
         raise OptionError(f"fpn serve needs {error.name}: pip install 'fpn[serve]'") from error
-    import fpn
+    from fpn.inference.command import loaded
     from fpn.inference.finder import finder
 
     check(port, token, batch, wait)
@@ -63,7 +70,7 @@ def serve(
     with listening:
         if not local and token is None:
             raise OptionError(f"--host {host}: others than this machine reach it, so it needs --token")
-        detector = fpn.load(checkpoint)
+        detector = loaded(checkpoint, device, backend, precision)
         if detector.needs_regions:
             raise OptionError(f"{checkpoint}: looks at given regions only; serve a detector that finds its own")
         find = finder(detector, device, progress=False)

@@ -16,9 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fpn.backends.choose import ready
+from fpn.backends.names import check
 from fpn.build import from_spec
 from fpn.errors import CheckpointError, FpnError, OptionError
 from fpn.exported import Exported, is_exported, load_exported
+from fpn.hardware import pick_device
 from fpn.model.backbone import OWN
 from fpn.model.detector import Detector
 from fpn.spec import Spec
@@ -52,20 +55,36 @@ def save_state(
 
 
 def load(
-    path: str | Path, device: str | torch.device = "cpu", backbone: nn.Module | None = None
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    backbone: nn.Module | None = None,
+    *,
+    backend: str | None = None,
+    precision: str = "fp32",
 ) -> Detector | Exported:
     """The detector in a file, ready to detect: of a checkpoint `load_detector`, of an exported file `load_exported`.
 
     path: what these two take; .onnx, .xml and .pt2 are exported files. Such a one runs on the CPU and has no weights
-    to fill in, so that OptionError is raised for another device or a backbone.
+    to fill in, so that OptionError is raised for another device, a backbone, or another backend or precision.
+    device: also "auto", the first GPU where there is one.
+    backend: what is to run a checkpoint's detector, which then only detects: "auto" for what is fastest without
+    waiting, "eager", "fused", "compiled", "onnx" or "openvino"; see `fpn.backends.choose.ready`, also for precision.
+    When None it is the detector as it was trained, to train on or to look into.
     """
-    if not is_exported(path):
-        return load_detector(path, device, backbone)
-    if str(device) not in ("cpu", "auto") or backbone is not None:
-        raise OptionError(
-            f"{path}: an exported detector is whole and runs on the CPU: load it without device, backbone"
-        )
-    return load_exported(path)
+    if is_exported(path):
+        if str(device) not in ("cpu", "auto") or backbone is not None:
+            raise OptionError(
+                f"{path}: an exported detector is whole and runs on the CPU: load it without device, backbone"
+            )
+        if backend not in (None, "auto") or precision != "fp32":
+            raise OptionError(
+                f"{path}: an exported detector has its backend and precision: load it without, or take the checkpoint "
+                "it was made from"
+            )
+        return load_exported(path)
+    check(backend or "eager", precision)
+    detector = load_detector(path, pick_device(device), backbone)
+    return detector if backend is None else ready(detector, backend, precision)
 
 
 def load_detector(path: str | Path, device: str | torch.device = "cpu", backbone: nn.Module | None = None) -> Detector:

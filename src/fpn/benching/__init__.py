@@ -1,0 +1,1 @@
+"""How fast every backend runs a detector on this machine, in how much memory, and what it finds."""

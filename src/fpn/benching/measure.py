@@ -1,0 +1,159 @@
+"""One backend on a detector: how soon it is ready, its time an image beside eager's, its memory, its AP."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from fpn.backends.choose import ready
+from fpn.backends.file import as_file
+from fpn.benching.memory import forget_peak, peak
+from fpn.data import Split, read_image
+from fpn.errors import ImageError
+from fpn.evaluation.evaluate import detect_split, score_for
+from fpn.exported import Exported
+from fpn.exporting.compare import counterparts
+from fpn.exporting.scenes import scene
+from fpn.exporting.whole import reason
+from fpn.inference.finder import Finder, finder
+from fpn.model.detector import Detector
+from fpn.structures import Detections
+from fpn.weights.checkpoint import load_detector
+
+CALIBRATION = 300  # images of the training split, at most, to fit the steps of int8 to
+SHOWN = 8  # images of the data that are timed
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is measured: a checkpoint, the backend, the data if there are some, and how often.
+
+    size: (height, width) of a generated image where there are no data. split: what AP is of; train: what int8 is fitted
+    to. batch: images at a time.
+    """
+
+    checkpoint: Path | str
+    backend: str
+    precision: str
+    device: str
+    split: Split | None = None
+    train: Split | None = None
+    size: tuple[int, int] = (800, 1216)
+    batch: int = 1
+    repeats: int = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured; `error` in words where nothing could be. Times are in seconds, memory in MiB."""
+
+    backend: str
+    precision: str
+    ready: float = 0.0  # until the backend has detected in the first image of every size
+    seconds: list[float] = field(default_factory=list)  # an image, of each turn
+    ratios: list[float] = field(default_factory=list)  # times as fast as eager in the same turn
+    memory: float = 0.0  # most at once while detecting
+    compared: int = 0  # boxes of eager
+    again: int = 0  # those of them that this backend finds too
+    apart: float = 0.0  # pixels between these, at most
+    AP: float | None = None
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.backend} {self.precision}"
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def measure(task: Task) -> Row:
+    """Everything about one backend, in a process that has done nothing else, so that its memory is its own."""
+    try:
+        return measured(task)
+    except Exception as error:  # whatever a compiler or a runtime raises must not cost the other backends their rows
+        return Row(task.backend, task.precision, error=reason(error))
+
+
+def measured(task: Task) -> Row:
+    images = pictures(task)
+    batch = [images[place % len(images)] for place in range(max(task.batch, len(images)))]
+    calls = [batch[start : start + task.batch] for start in range(0, len(batch), task.batch)]
+    start = time.perf_counter()
+    detector = load_detector(task.checkpoint, task.device)
+    fast = made(task, detector)
+    find = finder(fast, "auto" if isinstance(fast, Exported) else task.device, tile=0)
+    found = asked(find, calls)
+    waited = time.perf_counter() - start
+    del detector
+    forget_peak()
+    asked(find, calls)
+    memory = peak("cpu" if isinstance(fast, Exported) else task.device)
+    eager = finder(load_detector(task.checkpoint, task.device), task.device, tile=0)
+    expected = asked(eager, calls)
+    own, ratios = [], []
+    for _ in range(task.repeats):  # in turn, so that what else the machine does falls on both
+        theirs, ours = (timed(one, calls) for one in (eager, find))
+        own.append(ours / sum(map(len, calls)))
+        ratios.append(theirs / ours)
+    number = None
+    if task.split is not None:
+        metrics = score_for(fast, task.split, detect_split(fast, task.split, device=task.device, progress=False))
+        number = metrics[metrics.main.removeprefix("mask_")]
+    return Row(task.backend, task.precision, waited, own, ratios, memory, *agreement(expected, found), AP=number)
+
+
+def pictures(task: Task) -> list[Tensor]:
+    """Images of the data, evenly spaced, or where there are none a generated one."""
+    if task.split is None:
+        return [scene(task.size, seed=0)]
+    places = np.linspace(0, len(task.split) - 1, min(SHOWN, len(task.split))).round().astype(int)
+    return readable(task.split, places.tolist()) or [scene(task.size, seed=0)]
+
+
+def readable(split: Split, places: Sequence[int]) -> list[Tensor]:
+    images = []
+    for place in places:
+        try:
+            images.append(read_image(split.path(place)))
+        except ImageError:  # `fpn data check` names it
+            continue
+    return images
+
+
+def made(task: Task, detector: Detector) -> Detector | Exported:
+    """The backend, ready to detect; one of 8 bits fitted to images of the training split."""
+    if task.precision != "int8":
+        return ready(detector, task.backend, task.precision)
+    assert task.train is not None
+    places = np.linspace(0, len(task.train) - 1, min(CALIBRATION, len(task.train))).round().astype(int)
+    return as_file(detector, task.backend, "int8", readable(task.train, places.tolist()))
+
+
+def asked(find: Finder, calls: Sequence[Sequence[Tensor]]) -> list[Detections]:
+    return [found for call in calls for found in find(call)]
+
+
+def timed(find: Finder, calls: Sequence[Sequence[Tensor]]) -> float:
+    """Seconds; finders give results on the CPU, so that a GPU is done when they are."""
+    start = time.perf_counter()
+    asked(find, calls)
+    return time.perf_counter() - start
+
+
+def agreement(expected: Sequence[Detections], found: Sequence[Detections]) -> tuple[int, int, float]:
+    """How many boxes were to be found, how many of them were, and how far apart any side of these is, in pixels."""
+    again, apart = 0, 0.0
+    for a, b in zip(expected, found, strict=True):
+        pairs = counterparts(a, b)
+        both = pairs >= 0
+        again += int(both.sum())
+        apart = max(apart, float((a.boxes[both] - b.boxes[pairs[both]]).abs().max()) if both.any() else 0.0)
+    return sum(map(len, expected)), again, apart
