@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import multiprocessing
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,12 @@ def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int, warmup: int 
                     seconds[name].append(time.perf_counter() - start)
                 bar.update()
     return seconds
+
+
+def alone(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function gives in a new process that does nothing else, so that its memory is its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def wait() -> None:

@@ -1,29 +1,32 @@
-"""One image, pixels in to boxes out: every path of fpn beside torchvision's own, on the same weights and pixels.
+"""Pixels in to boxes out: every path of fpn beside torchvision's own, on the same weights and pixels, turn by turn.
 
-    python benchmarks/latency.py                                     # Faster R-CNN R50-FPN, 800 x 1216, eager
-    python benchmarks/latency.py --model retinanet --backends onnx openvino openvino:bf16
+    python benchmarks/latency.py                                     # Faster R-CNN R50-FPN, 800 x 1216, one image
+    python benchmarks/latency.py --model retinanet --sides fused fused:bf16 openvino:int8
+    python benchmarks/latency.py --batch 4 --sides fused
 
 Weights are seeded, with head layers wide enough that there is much to find. torchvision runs as its documentation says:
-eval mode, float pixels from 0 to 1. Prints a Markdown table: median milliseconds with quartiles, times as fast as
-torchvision (median and quartiles of the turns), and how far the detections are apart.
+eval mode, float32 pixels from 0 to 1. int8 is fitted to generated scenes. Prints a Markdown table: median milliseconds
+an image with quartiles, times as fast as torchvision (median and quartiles of the turns), the most memory that a
+process with this side alone has had at once while detecting, and how far the detections are apart. Random weights tell
+nothing about low precision, because scores lie so close together that any rounding changes which boxes are the best:
+for that see `fpn bench` on a detector that was trained.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torchvision
-from harness import alternate, apart, machine, ratios, spread
-from torch import nn
+from harness import alone, alternate, apart, machine, ratios, spread
+from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from fpn.exported import SUFFIXES, backend, find_in
+from fpn.backends.choose import ready
+from fpn.backends.file import as_file
+from fpn.benching.memory import forget_peak, peak
 from fpn.exporting.scenes import scene
 from fpn.inference.finder import finder
 from fpn.structures import Detections
@@ -35,12 +38,16 @@ MODELS = {
     "fcos": torchvision.models.detection.fcos_resnet50_fpn,
 }
 PEER = "torchvision"
+SIDES = ("eager", "fused", "fused:bf16", "onnx", "openvino", "openvino:bf16", "openvino:int8")
+CALIBRATION = 16  # scenes that int8 is fitted to
+
+Side = Callable[[Sequence[Tensor]], list[Detections]]
 
 
-def peer_of(name: str) -> nn.Module:
+def peer_of(name: str, classes: int = 91) -> nn.Module:
     """torchvision's model with seeded weights whose outputs are spread out, so that there is much to find."""
     torch.manual_seed(0)
-    model = MODELS[name](weights=None, weights_backbone=None, num_classes=91).eval()
+    model = MODELS[name](weights=None, weights_backbone=None, num_classes=classes).eval()
     for part, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
             norm: Any = module
@@ -54,42 +61,73 @@ def peer_of(name: str) -> nn.Module:
     return model
 
 
+def side_of(name: str, peer: nn.Module) -> Side:
+    """A side by its name: torchvision, or a backend of fpn, with its precision after a colon."""
+    detector = from_torchvision(peer)
+    if name == PEER:
+        return lambda images: ask(peer, images, detector.classes)
+    backend, _, precision = name.partition(":")
+    if precision == "int8":
+        made = as_file(detector, backend, "int8", [scene((800, 1088), seed) for seed in range(CALIBRATION)])
+    else:
+        made = ready(detector, backend, precision or "fp32")
+    return finder(made)
+
+
 @torch.inference_mode()
-def ask(model: nn.Module, image: torch.Tensor, classes: tuple[str, ...]) -> Detections:
-    found = model([image.float() / 255])[0]
-    count = torch.tensor(len(found["scores"]))
-    levels = torch.zeros_like(found["labels"])
-    return Detections(found["boxes"], found["scores"], found["labels"] - 1, levels, count, classes)
+def ask(model: nn.Module, images: Sequence[Tensor], classes: tuple[str, ...]) -> list[Detections]:
+    found = model([image.float() / 255 for image in images])
+    return [
+        Detections(
+            one["boxes"],
+            one["scores"],
+            one["labels"] - 1,
+            torch.zeros_like(one["labels"]),
+            torch.tensor(len(one["scores"])),
+            classes,
+        )
+        for one in found
+    ]
+
+
+def memory_of(name: str, model: str, images: list[Tensor], classes: int) -> float:
+    """MiB at most while detecting, of a process that does nothing else."""
+    side = side_of(name, peer_of(model, classes))
+    side(images)
+    forget_peak()
+    side(images)
+    return peak()
+
+
+def rows(
+    model: str, names: Sequence[str], images: list[Tensor], repeats: int, classes: int = 91, memory: bool = True
+) -> list[list[str]]:
+    """Name, milliseconds an image, ratio, MiB and results of torchvision and of each side."""
+    sides = {name: side_of(name, peer_of(model, classes)) for name in (PEER, *names)}
+    seconds = alternate({name: lambda side=side: side(images) for name, side in sides.items()}, repeats)
+    times, expected, made = ratios(seconds, PEER), sides[PEER](images)[0], []
+    for name, side in sides.items():
+        took = "{:.0f} ({:.0f} to {:.0f})".format(*(1000 * value / len(images) for value in spread(seconds[name])))
+        ratio = "{:.2f} ({:.2f} to {:.2f})".format(*spread(times[name]))
+        mib = f"{alone(memory_of, name, model, images, classes):.0f}" if memory else "-"
+        made.append([name, took, ratio, mib, apart(side(images)[0], expected)])
+    return made
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="faster_rcnn")
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1216), metavar=("H", "W"))
-    parser.add_argument("--backends", nargs="*", default=[], help="onnx, openvino, openvino:bf16, torch")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--classes", type=int, default=91, help="torchvision's count, with background")
+    parser.add_argument("--sides", nargs="*", default=SIDES, help=f"{', '.join(SIDES)}, compiled, compiled:bf16")
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
-    theirs = peer_of(options.model)
-    ours = from_torchvision(theirs)
-    image = scene(tuple(options.size), seed=0)
-    sides: dict[str, Callable[[], Detections]] = {PEER: lambda: ask(theirs, image, ours.classes)}
-    finds = {"fpn": finder(ours, "cpu")}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in options.backends:
-            kind, _, precision = name.partition(":")
-            suffix = SUFFIXES[kind]
-            file, module = Path(folder) / f"{precision}{kind}{suffix}", backend(kind)
-            module.write(ours, file, precision or "fp32")
-            finds[f"fpn, {name}"] = partial(find_in, module.open_(file), ours.classes)
-        sides |= {name: lambda find=find: find([image])[0] for name, find in finds.items()}
-        print(f"{options.model}, {options.size[0]} x {options.size[1]}; {machine()}\n")
-        seconds = alternate(sides, options.repeats)
-        times = ratios(seconds, PEER)
-        print("| | ms (quartiles) | times as fast (quartiles) | results |\n|---|---|---|---|")
-        for name, run in sides.items():
-            took = "{:.0f} ({:.0f} to {:.0f})".format(*(1000 * value for value in spread(seconds[name])))
-            ratio = "{:.2f} ({:.2f} to {:.2f})".format(*spread(times[name]))
-            print(f"| {name} | {took} | {ratio} | {apart(run(), sides[PEER]())} |")
+    images = [scene(tuple(options.size), seed) for seed in range(options.batch)]
+    print(f"{options.model}, {options.batch} x {options.size[0]} x {options.size[1]}; {machine()}\n")
+    print("| | ms an image (quartiles) | times as fast (quartiles) | MiB | results |\n|---|---|---|---|---|")
+    for row in rows(options.model, options.sides, images, options.repeats, options.classes):
+        print(f"| {' | '.join(row)} |")
 
 
 if __name__ == "__main__":

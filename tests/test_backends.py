@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from fresh import run
+from PIL import Image
 from test_pairs import detector_of
 from torch import Tensor, nn
 
@@ -12,6 +15,7 @@ import fpn
 from fpn.backends.choose import described, ready
 from fpn.backends.fused import Norm, followed, fused, noise
 from fpn.errors import OptionError
+from fpn.inference.command import predict
 from fpn.model.detector import Detector
 from fpn.structures import Detections
 
@@ -193,3 +197,26 @@ def test_other_backends_find_the_same(backend, tmp_path):
     )
     found = [Detections(**fields) for fields in torch.load(tmp_path / "out.pt")]
     same(found, fpn.predict(detector, pictures()[:1], threshold=0))
+
+
+def test_the_verbs_say_which_backend_runs_and_take_another(tmp_path, capsys):
+    detector = lived_in(detector_of("faster_rcnn", "fpn", **SIDES))
+    file = fpn.weights.save(detector, tmp_path / "a.safetensors")
+    Image.fromarray(pictures()[0].permute(1, 2, 0).numpy()).save(tmp_path / "one.png")
+    found = []
+    for backend in ("auto", "eager"):
+        out = tmp_path / backend
+        predict(file, tmp_path / "one.png", out=out, threshold=0, backend=backend, pictures=False, workers=0)
+        found.append(json.loads((out / "predictions.json").read_text()))
+    said = capsys.readouterr().err
+    assert "a.safetensors: backend fused, fp32" in said and "a.safetensors: backend eager, fp32" in said
+    fast, plain = (one["images"][0]["detections"] for one in found)
+    assert len(fast) == len(plain) > 3
+    for a, b in zip(fast, plain, strict=True):
+        assert a["class"] == b["class"] and a["score"] == pytest.approx(b["score"], abs=1e-4)
+        assert a["box"] == pytest.approx(b["box"], abs=0.01)
+
+
+def test_an_exported_file_has_its_backend(tmp_path):
+    with pytest.raises(OptionError, match="an exported detector has its backend and precision"):
+        fpn.load(tmp_path / "a.onnx", backend="eager")

@@ -1,0 +1,104 @@
+"""How time and memory grow with the image, the batch, the classes and the boxes of an image, beside torchvision's.
+
+    python benchmarks/growth.py                      # all four
+    python benchmarks/growth.py --by classes --values 1 80 1200
+
+Faster R-CNN R50-FPN with seeded weights, float32. Images, batches and classes are of detecting, with fpn's fused
+backend; boxes are of the losses of a training step without its backward pass, in which matching is. Prints a Markdown
+table for each; see `latency.py` for what is in it. How loading grows with boxes is in `loading.py`, how evaluation does
+with images and classes in `coco_eval.py`, and how reading does with annotations in `read_annotations.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from harness import alone, alternate, machine, ratios, spread
+from latency import PEER, peer_of, rows
+from torch import Tensor
+
+from fpn.benching.memory import forget_peak, peak
+from fpn.exporting.scenes import scene
+from fpn.structures import Batch, Targets
+from fpn.weights.torchvision import from_torchvision
+
+VALUES = {"side": (320, 640, 800, 1280), "batch": (1, 2, 4, 8), "classes": (1, 20, 80, 300, 1200),
+          "boxes": (0, 10, 100, 1000, 5000)}  # fmt: skip
+HEAD = "| ms an image (quartiles) | times as fast (quartiles) | MiB | results"
+SIDE = 320  # pixels of the shorter side where something else grows
+
+
+def detecting(by: str, value: int, repeats: int) -> list[list[str]]:
+    side, batch, classes = (
+        value if by == name else usual for name, usual in (("side", SIDE), ("batch", 1), ("classes", 80))
+    )
+    images = [scene((side, side * 3 // 2), seed) for seed in range(batch)]
+    return rows("faster_rcnn", ["fused"], images, repeats, classes + 1)
+
+
+def boxes_of(count: int, size: int) -> Tensor:
+    draw = torch.Generator().manual_seed(0)
+    corner = torch.rand(count, 2, generator=draw) * size * 0.8
+    return torch.cat([corner, corner + 4 + torch.rand(count, 2, generator=draw) * size * 0.15], dim=1)
+
+
+def losing(side: str, count: int):
+    """A side as a function that works out the losses of one image with so many boxes."""
+    peer, image, size = peer_of("faster_rcnn"), scene((640, 640), 0), 640
+    peer.train()
+    for module in peer.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    boxes, labels = boxes_of(count, size), torch.arange(count) % 90
+    if side == PEER:
+        peer.transform.min_size, peer.transform.max_size = (size,), size  # pyright: ignore
+        return lambda: peer([image.float() / 255], [{"boxes": boxes, "labels": labels + 1}])
+    detector = from_torchvision(peer).train()
+    sizes, rows_ = torch.tensor([[size, size]]), max(1, count)
+    padded = [
+        torch.zeros(1, rows_, *rest, dtype=kind)
+        for rest, kind in (((4,), torch.float32), ((), torch.int64), ((), torch.bool))
+    ]
+    padded[0][0, :count], padded[1][0, :count], padded[2][0, :count] = boxes, labels, True
+    batch = Batch(image[None], sizes, sizes, torch.zeros(1, dtype=torch.int64), Targets(*padded))
+    return lambda: detector.losses(batch)
+
+
+@torch.no_grad()
+def memory_of_losses(side: str, count: int) -> float:
+    run = losing(side, count)
+    run()
+    forget_peak()
+    run()
+    return peak()
+
+
+@torch.no_grad()
+def learning(count: int, repeats: int) -> list[list[str]]:
+    seconds = alternate({side: losing(side, count) for side in (PEER, "fpn")}, repeats)
+    times, made = ratios(seconds, PEER), []
+    for side in seconds:
+        took = "{:.0f} ({:.0f} to {:.0f})".format(*(1000 * value for value in spread(seconds[side])))
+        ratio = "{:.2f} ({:.2f} to {:.2f})".format(*spread(times[side]))
+        made.append([side, took, ratio, f"{alone(memory_of_losses, side, count):.0f}", "-"])
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--by", choices=VALUES, nargs="*", default=tuple(VALUES))
+    parser.add_argument("--values", type=int, nargs="*", help="in place of those of --by, which must be one")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    print(machine())
+    for by in options.by:
+        print(f"\n| {by} | {HEAD} |\n|{'---|' * 6}")
+        for value in options.values or VALUES[by]:
+            found = learning(value, options.repeats) if by == "boxes" else detecting(by, value, options.repeats)
+            for row in found:
+                print(f"| {value} | {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
