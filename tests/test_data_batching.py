@@ -146,6 +146,7 @@ def test_collate_pads_right_and_below() -> None:
     batch = collate([sample(30, 50, [[1, 2, 3, 4]], 5), None, sample(40, 20, [[0, 0, 5, 5], [1, 1, 9, 9]], 3)])
     assert batch is not None and batch.targets is not None
     assert batch.images.shape == (2, 3, 64, 64) and batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)  # as decoded pixels lie, so that rows are copied
     for image, (height, width) in zip(batch.images, [(30, 50), (40, 20)], strict=True):
         assert (image[:, :height, :width] == 7).all()
         assert int(image.sum()) == 7 * 3 * height * width  # zero elsewhere

@@ -189,15 +189,16 @@ def collate(samples: Sequence[Sample | None], multiple: int = 32, square: int | 
         sides = [max(square, *sides)] * 2
     height, width = (-(-side // multiple) * multiple for side in sides)
     most = max(1, *(len(sample.boxes) for sample in kept))
-    images = torch.zeros((len(kept), 3, height, width), dtype=torch.uint8)
+    images = torch.empty((len(kept), height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)  # as they are decoded
     boxes = torch.zeros((len(kept), most, 4))
     labels = torch.zeros((len(kept), most), dtype=torch.int64)
     valid = torch.zeros((len(kept), most), dtype=torch.bool)
     with_masks = all(sample.masks is not None for sample in kept)
     masks = torch.zeros((len(kept), most, height, width), dtype=torch.uint8) if with_masks else None
     for row, sample in enumerate(kept):
-        n = len(sample.boxes)
-        images[row, :, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
+        n, (bottom, right) = len(sample.boxes), sample.image.shape[1:]
+        images[row, :, :bottom, :right] = sample.image
+        images[row, :, bottom:], images[row, :, :bottom, right:] = 0, 0
         boxes[row, :n], labels[row, :n], valid[row, :n] = sample.boxes, sample.labels, True
         if masks is not None and sample.masks is not None:
             masks[row, :n, : sample.image.shape[1], : sample.image.shape[2]] = sample.masks
