@@ -15,8 +15,22 @@ from data_folders import PICTURES, Picture, coco_content, save_json, write_coco,
 from PIL import Image
 
 import fpn.data
-from fpn.data import DetectionDataset, GroupedBatches, Split, collate, loader, resize_transform, train_transform
+from fpn.data import (
+    Augmentation,
+    DetectionDataset,
+    GroupedBatches,
+    Split,
+    batching,
+    collate,
+    loader,
+    resize_transform,
+    train_transform,
+    training_transform,
+)
+from fpn.data.dataset import SavedRegions
+from fpn.data.mixing import Mixing
 from fpn.errors import DataError, OptionError
+from fpn.exporting.scenes import scene
 from fpn.structures import Batch, Sample
 
 
@@ -139,6 +153,75 @@ def test_unreadable_images(split: Split) -> None:
         training[1]
 
 
+# Large JPEG files
+
+
+def large(folder: Path, size: tuple[int, int] = (600, 800), boxes: int = 3, name: str = "a.jpg") -> Split:
+    """One image with random boxes, which the transforms of these tests make 6 times smaller."""
+    chance, limit = np.random.default_rng(0), np.array(size[::-1])
+    low = chance.integers(0, limit, (boxes, 2))
+    corners = np.concatenate([low, low + chance.integers(1, limit - low + 1)], axis=1)
+    picture = Picture(name, size, tuple(("cat", *row) for row in corners.tolist()))
+    write_coco(folder, {"val": (picture,)})
+    Image.fromarray(scene(size, 0).permute(1, 2, 0).numpy()).save(folder / "images" / name, quality=95)
+    return fpn.data.load(folder)["val"]
+
+
+def both(
+    split: Split, monkeypatch: pytest.MonkeyPatch, training: bool = True, mixing: Mixing | None = None
+) -> tuple[Sample, Sample]:
+    """The sample as it is made, and as it would be of the whole image."""
+    dataset = DetectionDataset(split, train_transform((60, 100), 150, jitter=0.2), training, seed=4, mixing=mixing)
+    with monkeypatch.context() as patched:
+        patched.setattr(batching, "shrink_for", lambda size, wanted: 1)
+        whole = dataset[0]
+    sample = dataset[0]
+    assert sample is not None and whole is not None
+    return sample, whole
+
+
+@pytest.mark.parametrize(("size", "boxes"), [((600, 800), 0), ((600, 800), 3), ((800, 600), 5000), ((20, 4000), 3)])
+def test_large_files_in_training_are_decoded_smaller(
+    size: tuple[int, int], boxes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = large(tmp_path, size, boxes)
+    regions = SavedRegions(np.array([0, 1]), np.array([[8, 4, 200, 404]], np.float32), np.ones(1, np.float32))
+    sample, whole = both(replace(split, regions=regions), monkeypatch)
+    assert sample.original_size == whole.original_size == size
+    assert torch.equal(sample.boxes, whole.boxes) and torch.equal(sample.labels, whole.labels)
+    assert sample.regions is not None and whole.regions is not None and torch.equal(sample.regions, whole.regions)
+    apart = (sample.image.float() - whole.image.float()).abs()
+    assert 0 < apart.mean() < 0.7 and apart.max() < 40
+
+
+def test_where_large_files_are_decoded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = large(tmp_path / "jpeg")
+    _, mixing = training_transform(Augmentation(mixup=1.0), (100,), 150, epochs=10)
+    for given, training, mixed in (
+        (split, False, None),
+        (split, True, mixing),
+        (large(tmp_path / "odd", (599, 800)), True, None),
+        (large(tmp_path / "png", name="a.png"), True, None),
+        (large(tmp_path / "pixel", (1, 1)), True, None),
+    ):
+        sample, whole = both(given, monkeypatch, training, mixed)
+        assert torch.equal(sample.image, whole.image) and torch.equal(sample.boxes, whole.boxes)
+        assert sample.original_size == tuple(given.sizes[0])
+
+    wrong = replace(split, sizes=split.sizes * 2)  # its size is that of the file, however it is decoded
+    with pytest.warns(UserWarning, match=r"a\.jpg: is 800x600, but annotated as 1600x1200"):
+        sample, whole = both(wrong, monkeypatch)
+    assert torch.equal(sample.image, whole.image) and sample.original_size == (600, 800)
+
+
+def test_a_large_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    split = large(tmp_path)
+    split.path(0).write_bytes(split.path(0).read_bytes()[:4000])
+    dataset = DetectionDataset(split, train_transform((100,), 150), training=True)
+    with pytest.warns(UserWarning, match=r"a\.jpg: cannot be read"), pytest.raises(DataError):
+        dataset[0]
+
+
 # Batches
 
 
@@ -146,6 +229,9 @@ def test_collate_pads_right_and_below() -> None:
     batch = collate([sample(30, 50, [[1, 2, 3, 4]], 5), None, sample(40, 20, [[0, 0, 5, 5], [1, 1, 9, 9]], 3)])
     assert batch is not None and batch.targets is not None
     assert batch.images.shape == (2, 3, 64, 64) and batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(
+        memory_format=torch.channels_last
+    )  # as decoded pixels lie, so that rows are copied
     for image, (height, width) in zip(batch.images, [(30, 50), (40, 20)], strict=True):
         assert (image[:, :height, :width] == 7).all()
         assert int(image.sum()) == 7 * 3 * height * width  # zero elsewhere

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from fpn.data import image_size, read_image
+from fpn.data import image_size, read_image, resized_size
+from fpn.data.images import shrink_for
 from fpn.errors import ImageError
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)  # height 6, width 4
@@ -149,3 +150,42 @@ def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_one_pixel(tmp_path: Path) -> None:
     Image.new("L", (1, 1), 9).save(tmp_path / "a.png")
     assert pixels(tmp_path / "a.png").tolist() == [[[9, 9, 9]]]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((3000, 4000), 2),  # to 800 x 1066: 3.75 times smaller, 1.88 of them left for resizing
+        ((4000, 3000), 2),
+        ((6000, 8000), 4),
+        ((12000, 16000), 8),
+        ((2800, 2800), 2),  # 3.5 times, just enough
+        ((2798, 2798), 1),
+        ((3001, 4000), 1),  # odd
+        ((1080, 1920), 1),
+        ((480, 640), 1),
+        ((20, 4000), 1),
+        ((1, 1), 1),
+    ],
+)
+def test_how_much_smaller_files_are_decoded(size: tuple[int, int], expected: int) -> None:
+    assert shrink_for(size, resized_size(size, 800, 1333)) == expected
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("shrink", [1, 2, 4, 8])
+def test_a_jpeg_file_decoded_smaller(shrink: int, mode: str, tmp_path: Path) -> None:
+    halves = np.full((32, 64, 3), (200, 90, 30), np.uint8)
+    halves[:, 32:] = (20, 120, 220)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(halves).convert(mode).save(tmp_path / "a.jpg", quality=95, subsampling=0, exif=exif)
+    small, whole = (read_image(tmp_path / "a.jpg", shrink=by).int() for by in (shrink, 1))
+    assert small.shape == (3, 32 // shrink, 64 // shrink)
+    assert (small - whole[:, ::shrink, ::shrink]).abs().max() <= 2  # flat, with its edge between blocks
+    assert small[0, 0, 0] < small[0, 0, -1]
+
+
+def test_other_files_are_decoded_whole(tmp_path: Path) -> None:
+    Image.fromarray(COLOURS).save(tmp_path / "a.png")
+    assert torch.equal(read_image(tmp_path / "a.png", shrink=2), read_image(tmp_path / "a.png"))

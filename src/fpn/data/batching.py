@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fpn.data.augment import Masks, Pair, Target, boxes_in, pair_of, plain
 from fpn.data.dataset import Split
-from fpn.data.images import read_image
+from fpn.data.images import image_size, read_image, shrink_for
 from fpn.data.mixing import Mixing
 from fpn.data.outlines import needed
+from fpn.data.transforms import largest_size
 from fpn.errors import DataError, ImageError, OptionError
 from fpn.structures import Batch, Regions, Sample, Targets
 
@@ -68,17 +69,32 @@ class DetectionDataset(Dataset):
         tries = min(TRIES, len(self)) if self.training else 1
         for index in ((first + step) % len(self) for step in range(tries)):
             try:
-                image = self._read(index)
+                image, shrink = self._decoded(index, epoch)
             except ImageError as error:
                 instead = "the next image takes its place" if self.training else "it is left out"
                 self._warn(index, f"{error}; {instead}")
                 continue
-            return self._sample(image, index, epoch)
+            return self._sample(image, index, epoch, shrink)
         if self.training:
             raise DataError(
                 f"{self.split.path(first)} and the {tries - 1} images after it cannot be read; mend the files"
             )
         return None
+
+    def _decoded(self, index: int, epoch: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
+        """The image, and by how much its sides were divided in decoding.
+
+        By 1 except for large JPEG files in training: evaluation and prediction see the same pixels.
+        """
+        height, width = size = tuple(self.split.sizes[index].tolist())
+        mixed = self.mixing is not None and epoch < self.mixing.until
+        wanted = largest_size(self.transform, size) if self.training and not mixed and self.outlines is None else None
+        shrink = 1 if wanted is None else shrink_for(size, wanted)
+        path = self.split.path(index)
+        if shrink == 1 or image_size(path) != size:
+            return self._read(index), 1
+        image = read_image(path, shrink=shrink)
+        return image, height // image.shape[1]
 
     def _read(self, index: int) -> UInt8[Tensor, "3 H W"]:
         """The image in the orientation in which it was annotated: as displayed, unless only the stored size fits."""
@@ -103,8 +119,8 @@ class DetectionDataset(Dataset):
             self._warned.add(index)
             warnings.warn(text, stacklevel=3)
 
-    def _sample(self, image: UInt8[Tensor, "3 H W"], index: int, epoch: int) -> Sample:
-        pair, seed = self._pair(image, index), seed_from(self.seed, epoch, index)
+    def _sample(self, image: UInt8[Tensor, "3 H W"], index: int, epoch: int, shrink: int = 1) -> Sample:
+        pair, seed = self._pair(image, index, shrink), seed_from(self.seed, epoch, index)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             if self.mixing is not None and epoch < self.mixing.until:
@@ -115,22 +131,22 @@ class DetectionDataset(Dataset):
         height, width = changed.shape[1:]
         boxes, with_size = inside(boxes, (height, width))
         masks = None if self.outlines is None else plain(pair[1]["masks"])[with_size]
-        size = (image.shape[1], image.shape[2])
+        size = (image.shape[1] * shrink, image.shape[2] * shrink)
         regions = None
         if self.split.regions is not None:
             regions, real = inside(followed(pair[1]), (height, width))
             regions = regions[real]
         return Sample(changed, boxes[with_size], labels[with_size], index, size, seed, masks, regions)
 
-    def _pair(self, image: UInt8[Tensor, "3 H W"], index: int) -> Pair:
-        """An image with what is to be learnt from it."""
+    def _pair(self, image: UInt8[Tensor, "3 H W"], index: int, shrink: int = 1) -> Pair:
+        """An image, smaller by `shrink` than the boxes say, with what is to be learnt from it."""
         rows = self.split.rows(index)
         learnt = ~self.split.ignore[rows]
-        boxes = torch.from_numpy(self.split.boxes[rows][learnt]).float().reshape(-1, 4)
+        boxes = torch.from_numpy(self.split.boxes[rows][learnt]).float().reshape(-1, 4) / shrink
         labels = torch.from_numpy(self.split.labels[rows][learnt])
         pair = pair_of(image, boxes, labels, self._masks(np.flatnonzero(learnt) + rows.start, image))
         if self.split.regions is not None:
-            given = torch.from_numpy(self.split.regions.of(index))
+            given = torch.from_numpy(self.split.regions.of(index)) / shrink
             pair[1]["regions"] = boxes_in(given, (image.shape[1], image.shape[2]))
         return pair
 
@@ -189,15 +205,16 @@ def collate(samples: Sequence[Sample | None], multiple: int = 32, square: int | 
         sides = [max(square, *sides)] * 2
     height, width = (-(-side // multiple) * multiple for side in sides)
     most = max(1, *(len(sample.boxes) for sample in kept))
-    images = torch.zeros((len(kept), 3, height, width), dtype=torch.uint8)
+    images = torch.empty((len(kept), height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)  # as they are decoded
     boxes = torch.zeros((len(kept), most, 4))
     labels = torch.zeros((len(kept), most), dtype=torch.int64)
     valid = torch.zeros((len(kept), most), dtype=torch.bool)
     with_masks = all(sample.masks is not None for sample in kept)
     masks = torch.zeros((len(kept), most, height, width), dtype=torch.uint8) if with_masks else None
     for row, sample in enumerate(kept):
-        n = len(sample.boxes)
-        images[row, :, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
+        n, (bottom, right) = len(sample.boxes), sample.image.shape[1:]
+        images[row, :, :bottom, :right] = sample.image
+        images[row, :, bottom:], images[row, :, :bottom, right:] = 0, 0
         boxes[row, :n], labels[row, :n], valid[row, :n] = sample.boxes, sample.labels, True
         if masks is not None and sample.masks is not None:
             masks[row, :n, : sample.image.shape[1], : sample.image.shape[2]] = sample.masks

@@ -50,6 +50,13 @@ class ResizeSides(v2.Transform):
         return self._call_kernel(F.resize, inpt, size=params["size"], antialias=True)
 
 
+def largest_size(transform: object, size: tuple[int, int]) -> tuple[int, int] | None:
+    """The largest size (height, width) to which a transform resizes images of this size, if it does so first of all."""
+    while isinstance(transform, v2.Compose):
+        transform = transform.transforms[0]
+    return resized_size(size, max(transform.short), transform.long) if isinstance(transform, ResizeSides) else None
+
+
 def resize_masks(masks: UInt8[Tensor, "N h w"], size: tuple[int, int]) -> UInt8[Tensor, "N H W"]:
     """Masks at another size; each pixel is that of the old one in which its middle lies.
 

@@ -94,7 +94,7 @@ class Detector(nn.Module):
 
     def normalise(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int64[Tensor, "B 2"]) -> Float[Tensor, "B 3 H W"]:
         """Pixels with the mean and deviation of the backbone's training data; exactly 0 in the padding."""
-        pixels = (images - self.mean) / self.std
+        pixels = (images.contiguous() - self.mean) / self.std  # batches come with channels last in memory
         row = torch.arange(images.shape[2], device=images.device)[:, None]
         column = torch.arange(images.shape[3], device=images.device)
         inside = (row < sizes[:, 0, None, None]) & (column < sizes[:, 1, None, None])
