@@ -56,10 +56,14 @@ def peer_of(name: str) -> nn.Module:
 
 @torch.inference_mode()
 def ask(model: nn.Module, image: torch.Tensor, classes: tuple[str, ...]) -> Detections:
-    found = model([image.float() / 255])[0]
-    count = torch.tensor(len(found["scores"]))
-    levels = torch.zeros_like(found["labels"])
-    return Detections(found["boxes"], found["scores"], found["labels"] - 1, levels, count, classes)
+    return detections_in(model([image.float() / 255])[0], classes)
+
+
+def detections_in(found: dict[str, torch.Tensor], classes: tuple[str, ...]) -> Detections:
+    """What torchvision found in one image, on the CPU."""
+    boxes, scores, labels = (found[name].float().cpu() for name in ("boxes", "scores", "labels"))
+    labels, count = labels.to(torch.int64) - 1, torch.tensor(len(scores))
+    return Detections(boxes, scores, labels, torch.zeros_like(labels), count, classes)
 
 
 def main() -> None:

@@ -1,5 +1,8 @@
 """Greedy non-maximum suppression on a GPU for which the host never waits: fixed shapes, and one kernel that decides."""
 
+# What is decorated with triton.jit is not Python to Triton, and not every torch comes with Triton.
+# pyright: reportCallIssue=false, reportIndexIssue=false, reportMissingImports=false, reportOperatorIssue=false
+
 from __future__ import annotations
 
 import torch
@@ -23,7 +26,7 @@ def greedy(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, thresho
     images, count = valid.shape
     kept = torch.zeros_like(valid)
     if images and count:
-        marks, run = kept.view(torch.uint8), survive[(count, images)]  # pyright: ignore[reportIndexIssue]
+        marks, run = kept.view(torch.uint8), survive[(count, images)]
         # Without fusion every product is rounded, as on a CPU.
         run(corners, group, marks, count, threshold, BLOCK, num_warps=WARPS, enable_fp_fusion=False)
     return torch.zeros_like(valid).scatter(1, order, kept)
