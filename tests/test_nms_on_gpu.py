@@ -62,6 +62,7 @@ check(*one_group(chain[:, torch.randperm(len(left))]))
 assert check(*one_group(torch.tensor([[[0.0, 0, 5, 5]]]).expand(1, 2 * BLOCK, 4))).sum() == 1
 assert check(*one_group(torch.zeros(1, 70, 4))).all()  # empty boxes overlap nothing
 boxes, scores, groups, valid = one_group(boxes_in(40, 40, 1, 70))
+check(boxes.mT.contiguous().mT, scores, groups, (boxes[..., 0] < 30).t().contiguous().t())  # laid out in another order
 check(boxes.bfloat16(), scores.bfloat16(), groups, valid)
 assert not greedy(boxes * torch.nan, scores * torch.nan, groups, torch.zeros_like(valid), 0.5).any()
 assert greedy(boxes[:, :0], scores[:, :0], groups[:, :0], valid[:, :0], 0.5).shape == (1, 0)

@@ -24,11 +24,12 @@ def greedy(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, thresho
     group = groups.masked_fill(~valid, -1).gather(1, order)
     corners = boxes.float().gather(1, order[..., None].expand(-1, -1, 4))
     images, count = valid.shape
-    kept = torch.zeros_like(valid)
+    kept = valid.new_zeros(valid.shape)
     if images and count:
         marks, run = kept.view(torch.uint8), survive[(count, images)]
         # Without fusion every product is rounded, as on a CPU.
-        run(corners, group, marks, count, threshold, BLOCK, num_warps=WARPS, enable_fp_fusion=False)
+        with torch.cuda.device_of(boxes):  # Triton runs on the current device, which need not be theirs
+            run(corners, group, marks, count, threshold, BLOCK, num_warps=WARPS, enable_fp_fusion=False)
     return torch.zeros_like(valid).scatter(1, order, kept)
 
 
