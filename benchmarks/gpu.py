@@ -10,7 +10,7 @@ and the others go on. Rows are in order of importance; none begins after --minut
 after every row.
 
 torchvision runs as its documentation says, in float32, and under autocast; what the other columns mean:
-times: of the first row's speed, medians. first: seconds until the third call is done, where compiling falls.
+times: of the first row's speed, medians. first: seconds of the first three calls, in which it is compiled.
 waits: how often the host waits for the GPU in one call, by `torch.cuda.set_sync_debug_mode`.
 results: how far boxes are from the first row's, see `harness.apart`; of a step the loss, whose examples are drawn anew.
 """
@@ -102,11 +102,12 @@ def measure(run: Callable[[], Any], images: int, repeats: int) -> tuple[Row, Any
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    for _ in range(3):  # a CUDA graph is recorded at the second call, and first used at the third
+    # A CUDA graph is recorded at the second call, and first used at the third.
+    for _ in range(3 if torch.cuda.is_available() else 1):
         run()
         wait()
     first = time.perf_counter() - start
-    seconds = alternate({"": run}, repeats)[""]
+    seconds = alternate({"": run}, repeats, warmup=0)[""]
     row: Row = {"ms": [1000 * value for value in spread(seconds)], "first": first, "seconds": seconds}
     row["images_per_second"] = images / statistics.median(seconds)
     row["peak"] = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
@@ -258,7 +259,8 @@ def training(report: Report, name: str, count: int, options: argparse.Namespace,
     batch = batch_of(images, targets)
 
     def optimizer(model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, weight_decay=1e-4)
+        # A rate of 0 is as much work, and the losses of all rows stay comparable.
+        return torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4)
 
     def of_torchvision(autocast: bool) -> Callable[[], Tensor]:
         model = peer_for(name, options).to(device).train()
