@@ -76,18 +76,14 @@ def side_of(name: str, peer: nn.Module) -> Side:
 
 @torch.inference_mode()
 def ask(model: nn.Module, images: Sequence[Tensor], classes: tuple[str, ...]) -> list[Detections]:
-    found = model([image.float() / 255 for image in images])
-    return [
-        Detections(
-            one["boxes"],
-            one["scores"],
-            one["labels"] - 1,
-            torch.zeros_like(one["labels"]),
-            torch.tensor(len(one["scores"])),
-            classes,
-        )
-        for one in found
-    ]
+    return [detections_in(one, classes) for one in model([image.float() / 255 for image in images])]
+
+
+def detections_in(found: dict[str, torch.Tensor], classes: tuple[str, ...]) -> Detections:
+    """What torchvision found in one image, on the CPU."""
+    boxes, scores, labels = (found[name].float().cpu() for name in ("boxes", "scores", "labels"))
+    labels, count = labels.to(torch.int64) - 1, torch.tensor(len(scores))
+    return Detections(boxes, scores, labels, torch.zeros_like(labels), count, classes)
 
 
 def memory_of(name: str, model: str, images: list[Tensor], classes: int) -> float:

@@ -56,3 +56,28 @@ def test_detect_exports_with_dynamic_height_and_width():
                 same(detector.detect(some), exported(some))
     """,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["faster_rcnn", "retinanet"])
+def test_losses_compile_without_a_graph_break_under_autocast(model):
+    run(
+        PRELUDE,
+        """
+        import sys
+        from dataclasses import replace
+        from fpn.structures import Targets
+
+        boxes = torch.rand(2, 4, 4) * 40 + torch.tensor([0.0, 0, 50, 50])
+        targets = Targets(boxes, torch.randint(0, 3, (2, 4)), torch.ones(2, 4, dtype=torch.bool))
+        some = replace(batch(128, 160, 2), targets=targets, keys=torch.arange(2))
+        detector = fpn.build(sys.argv[1], backbone="tiny", classes=["a", "b", "c"], weights="none", width=32).train()
+        compiled = torch.compile(detector.losses, fullgraph=True, dynamic=False, backend="aot_eager")
+        with torch.autocast("cpu", torch.bfloat16):
+            losses, wanted = compiled(some), detector.losses(some)
+        torch.testing.assert_close(losses, wanted, atol=1e-3, rtol=1e-2)
+        sum(losses.values()).backward()
+        assert all(p.grad is not None for p in detector.parameters())
+    """,
+        arguments=[model],
+    )

@@ -21,6 +21,15 @@ def cell_anchors(
     return boxes.round() if whole_pixels else boxes
 
 
+def numbers(values: Sequence[float], device: torch.device) -> Float[Tensor, " n"]:
+    """A few numbers as a tensor. On a GPU they are made there: copied from the host they would have to be waited for,
+    and nothing that comes from the host can be part of a CUDA graph.
+    """
+    if device.type == "cpu":
+        return torch.tensor(values)
+    return torch.cat([torch.full((1,), value, device=device) for value in values])
+
+
 def grid(
     height: int, width: int, stride: tuple[int, int], device: torch.device, offset: float = 0.0
 ) -> Float[Tensor, "hw 4"]:
@@ -47,6 +56,11 @@ class Anchors:
     offset: float = 0.0
     whole_pixels: bool = False
     floor_stride: bool = False
+    corners: Mapping[int, list[float]] = field(init=False, repr=False, compare=False)  # of a cell's, one after another
+
+    def __post_init__(self) -> None:
+        cells = {k: cell_anchors(size, self.ratios, self.whole_pixels, self.scales) for k, size in self.sizes.items()}
+        object.__setattr__(self, "corners", {level: boxes.flatten().tolist() for level, boxes in cells.items()})
 
     @property
     def per_cell(self) -> int:
@@ -62,7 +76,6 @@ class Anchors:
     def on(self, level: int, p: Float[Tensor, "B d h w"], image_size: Sequence[int]) -> Float[Tensor, "A 4"]:
         height, width = p.shape[-2:]
         stride = (image_size[0] // height, image_size[1] // width) if self.floor_stride else (2**level, 2**level)
-        # Not a buffer, which would follow the model into half precision; not waited for, as it is a copy of few bytes.
-        cells = cell_anchors(self.sizes[level], self.ratios, self.whole_pixels, self.scales)
-        cells = cells.to(p.device, non_blocking=True)
+        # Not a buffer, which would follow the model into half precision.
+        cells = numbers(self.corners[level], p.device).view(-1, 4)
         return (grid(height, width, stride, p.device, self.offset)[:, None] + cells).reshape(-1, 4)

@@ -90,7 +90,8 @@ class MaskBranch(nn.Module):
         valid = detections.labels >= 0
         boxes = torch.where(valid[..., None], detections.boxes, 0.0)  # weights that went NaN must not become indices
         count = rows = valid.shape[1]
-        if not torch.compiler.is_compiling():  # also true in torch.export; elsewhere the padding need not be computed
+        # The padding need not be computed, but a GPU would have to be waited for; is_compiling is true in export too.
+        if valid.device.type == "cpu" and not torch.compiler.is_compiling():
             rows = max(1, int(detections.count.max()))
         masks = []
         for first in range(0, rows, ROWS):

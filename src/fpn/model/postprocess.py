@@ -14,6 +14,8 @@ from fpn.model.dense_head import DenseOutput
 from fpn.model.nms import nms
 from fpn.structures import Detections
 
+CANDIDATES = 4096  # pairs of region and class of an image that go into the NMS, at most
+
 
 def detections_of(
     scores: Float[Tensor, "B R K1"],
@@ -29,6 +31,8 @@ def detections_of(
 ) -> Detections:
     """Every region may become a box of every class: those above `score`, thinned by NMS within the class; the best.
 
+    Of more than CANDIDATES pairs only these many, the best, go into the NMS. No box depends on one of lower score, so
+    that differs from taking all only where more of them are above `score` and fewer than `count` of the best survive.
     scores: of every class and, last, background. boxes: for every class, or one for all of them (_k is 1).
     """
     regions, kinds = scores.shape[1], scores.shape[2] - 1
@@ -38,6 +42,10 @@ def detections_of(
     valid = ((scores[..., :-1] > score) & valid[..., None]).flatten(1)
     valid = valid & ((boxes[..., 2:] - boxes[..., :2]) >= min_side).all(-1)
     scores = scores[..., :-1].flatten(1)
+    if scores.shape[1] > (most := max(CANDIDATES, count)):
+        best = torch.where(valid, scores, -1.0).topk(most, dim=1).indices
+        boxes = boxes.gather(1, best[..., None].expand(-1, -1, 4))
+        scores, labels, levels, valid = (part.gather(1, best) for part in (scores, labels, levels, valid))
     keep = nms(boxes, scores, labels, valid, iou)
     return select(boxes, torch.where(keep, scores, -1.0), labels, levels, count, classes)
 

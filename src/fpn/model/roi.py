@@ -182,7 +182,7 @@ def level_by_level(
         -1, boxes.shape[1], 1
     )
     rois = torch.cat([image, boxes], dim=2).flatten(0, 1)
-    aligned, pooled = method == "align", torch.zeros(())
+    aligned, pooled = method == "align", boxes.new_zeros(())
     for level, p in pyramid.items():
         here = (levels == level).flatten()
         own = torch.cat([rois[:, :1], rois[:, 1:] * here[:, None]], dim=1)
