@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
 _REACHED = np.minimum(IOUS, 1 - 1e-10)[:, None, None]  # a perfect box must not fail by rounding
-_AT_ONCE = 2**19  # pairs whose overlap is worked out at once: about 50 MB
+_AT_ONCE = 2**17  # pairs whose overlap is worked out at once: about 15 MB
 
 
 @dataclass(frozen=True)
