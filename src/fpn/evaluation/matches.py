@@ -8,15 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
-from fpn import boxes as box
 from fpn.data.dataset import Split
-from fpn.evaluation.metrics import Results, rounded
-
-IOUS = np.linspace(0.5, 0.95, 10)  # COCO's
-RECALLS = np.linspace(0, 1, 101)
+from fpn.evaluation.coco import IOUS, RECALLS, best_of_each, box_pairs, find
+from fpn.evaluation.metrics import Results, as_given, rounded
 
 
 @dataclass(frozen=True)
@@ -38,43 +34,23 @@ def matches(split: Split, results: Results, limit: int = 100) -> Matches:
     Highest score first, each detection takes the free object of its class that it overlaps most, if by the IoU or more.
     One that finds none, but lies on a crowd, does not count.
     """
-    results = as_written(results)
-    found = Matches(
-        np.full((len(IOUS), len(split.boxes)), -1),
-        np.zeros((len(IOUS), len(results.scores)), dtype=bool),
-        np.ones((len(IOUS), len(results.scores)), dtype=bool),
-    )
-    classes = max(1, len(split.classes))
-    objects, detections = split.image_of * classes + split.labels, results.indices * classes + results.labels
-    object_rows = np.argsort(objects, kind="stable")
-    rows = np.lexsort((-results.scores, detections))
-    groups, starts, counts = np.unique(detections[rows], return_index=True, return_counts=True)
-    firsts = np.searchsorted(objects[object_rows], groups)
-    lasts = np.searchsorted(objects[object_rows], groups, side="right")
-    for start, count, first, last in np.stack([starts, counts, firsts, lasts], axis=1).tolist():
-        own = rows[start : start + count]
-        found.counted[:, own[limit:]] = False
-        if last > first:
-            _match(split, results, own[:limit], object_rows[first:last], found)
-    return found
-
-
-def _match(
-    split: Split, results: Results, detections: Int[np.ndarray, " d"], objects: Int[np.ndarray, " g"], found: Matches
-) -> None:
-    """Fill in the matches of one class in one image."""
+    (boxes, scores), classes = rounded(results), max(1, len(split.classes))
+    groups, groups_of = results.indices * classes + results.labels, split.image_of * classes + split.labels
+    rows, _ = best_of_each(groups, scores, limit)
+    objects = np.argsort(groups_of, kind="stable")
     crowd = split.ignore[objects]
-    overlap = _iou(results.boxes[detections], split.boxes[objects[~crowd]])
-    covered = _covered(results.boxes[detections], split.boxes[objects[crowd]]).max(axis=1, initial=0.0)
-    objects, wanted = objects[~crowd], np.minimum(IOUS, 1 - 1e-10)  # a perfect box must not fail by rounding
-    on_crowd = covered >= wanted[:, None]
-    for n in np.flatnonzero(overlap.max(axis=1, initial=0.0) >= wanted[0]).tolist():
-        free = np.where(found.finder[:, objects] < 0, overlap[n], -1.0)
-        best = free.shape[1] - 1 - free[:, ::-1].argmax(axis=1)  # the last of equals, as in COCO's code
-        hit = np.flatnonzero(free[np.arange(len(wanted)), best] >= wanted)
-        found.finder[hit, objects[best[hit]]] = detections[n]
-        found.right[hit, detections[n]] = True
-    found.counted[:, detections] &= found.right[:, detections] | ~on_crowd
+    pairs = box_pairs(groups[rows], boxes[rows], groups_of[objects], as_given(split.boxes[objects]), crowd)
+    taken = find(pairs, groups[rows], crowd, crowd[None])
+    iou, place = np.nonzero(taken.objects[:, 0] >= 0)
+    ours, theirs = rows[taken.finders[place]], objects[taken.objects[iou, 0, place]]
+
+    finder = np.full((len(IOUS), len(split.boxes)), -1)
+    right, counted = np.zeros((2, len(IOUS), len(results.scores)), dtype=bool)
+    counted[:, rows] = True
+    wanted = ~split.ignore[theirs]
+    right[iou, ours] = counted[iou, ours] = wanted
+    finder[iou[wanted], theirs[wanted]] = ours[wanted]
+    return Matches(finder, right, counted)
 
 
 def as_written(results: Results) -> Results:
@@ -86,17 +62,6 @@ def as_written(results: Results) -> Results:
 def best_first(split: Split, results: Results) -> Int[np.ndarray, " n"]:
     """The rows of the detections by score, highest first; of equal ones in the order that COCO's code has them in."""
     return np.lexsort((split.image_ids[results.indices], -as_written(results).scores))
-
-
-def _iou(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
-    return box.iou(torch.from_numpy(a), torch.from_numpy(b)).numpy()
-
-
-def _covered(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
-    """How much of each box of `a` lies in each box of `b`: COCO's overlap with crowds."""
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    area = np.prod(a[:, 2:] - a[:, :2], axis=1)[:, None]
-    return np.prod(np.clip(high - low, 0, None), axis=2) / np.maximum(area, 1e-12)
 
 
 def average_precision(right: Bool[np.ndarray, " n"], objects: int) -> float:

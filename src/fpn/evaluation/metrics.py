@@ -1,22 +1,24 @@
 """Detections -> the COCO numbers, per class too, with every number that is undefined explained in words.
 
-The numbers are those of the COCO evaluation (Lin et al. 2014, and its reference code pycocotools), worked out in C++ by
-faster-coco-eval. AP is the precision averaged over 101 recalls, IoU thresholds 0.50 to 0.95 and classes; AR the recall
-reached with at most 1, 10 or 100 detections of a class in an image, averaged over thresholds and classes. Boxes and
-scores are rounded as `to_coco` writes them before they are scored, so that its file gives the same numbers anywhere.
+The numbers are those of the COCO evaluation (Lin et al. 2014, and its reference code pycocotools). AP is the precision
+averaged over 101 recalls, IoU thresholds 0.50 to 0.95 and classes; AR the recall reached with at most 1, 10 or 100
+detections of a class in an image, averaged over thresholds and classes. Boxes and scores are rounded as `to_coco`
+writes them before they are scored, so that its file gives the same numbers anywhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from fpn.data.dataset import Split
 from fpn.data.outlines import rectangle
 from fpn.errors import OptionError
+from fpn.evaluation.coco import best_of_each, box_pairs, find, mask_pairs, precision_and_recall
 from fpn.words import some_of
 
 # COCO's three sizes: areas in square pixels of the original image, both ends included.
@@ -134,20 +136,20 @@ def _numbers(
     """The 12 numbers, and some of them for each class. `counted` tells the objects that take part."""
     precision, recall = evaluated(split, results, (1, 10, max_detections), kind)
     sizes = [f"_{size}" for size in SIZES]
-    numbers = {"AP": _mean(precision[:, :, :, 0, 2])}
-    numbers |= {"AP50": _mean(precision[0, :, :, 0, 2]), "AP75": _mean(precision[5, :, :, 0, 2])}
-    numbers |= {f"AP{size}": _mean(precision[:, :, :, a, 2]) for a, size in enumerate(sizes, 1)}
+    numbers = {"AP": _mean(precision[..., 0])}
+    numbers |= {"AP50": _mean(precision[0, :, :, 0]), "AP75": _mean(precision[5, :, :, 0])}
+    numbers |= {f"AP{size}": _mean(precision[..., a]) for a, size in enumerate(sizes, 1)}
     numbers |= {f"AR{limit}": _mean(recall[:, :, 0, m]) for m, limit in enumerate((1, 10, max_detections))}
     numbers |= {f"AR{size}": _mean(recall[:, :, a, 2]) for a, size in enumerate(sizes, 1)}
 
     objects = np.bincount(split.labels[counted], minlength=len(split.classes))
     per_class = {}
-    for label, row in enumerate(np.argsort(np.argsort(split.category_ids))):  # the evaluator sorts classes by id
-        per_class[split.classes[label]] = {
-            "AP": _mean(precision[:, :, row, 0, 2]),
-            "AP50": _mean(precision[0, :, row, 0, 2]),
-            "AP75": _mean(precision[5, :, row, 0, 2]),
-            f"AR{max_detections}": _mean(recall[:, row, 0, 2]),
+    for label, name in enumerate(split.classes):
+        per_class[name] = {
+            "AP": _mean(precision[:, :, label, 0]),
+            "AP50": _mean(precision[0, :, label, 0]),
+            "AP75": _mean(precision[5, :, label, 0]),
+            f"AR{max_detections}": _mean(recall[:, label, 0, 2]),
             "objects": float(objects[label]),
         }
     return numbers, per_class
@@ -182,18 +184,16 @@ def ground_truth(split: Split) -> dict:
     names = zip(split.category_ids.tolist(), split.classes, strict=True)
     return {
         "images": [{"id": i, "file_name": file, "height": h, "width": w} for i, file, (h, w) in images],
-        "annotations": _annotations(split, split.image_ids, split.outlines is not None),
+        "annotations": _annotations(split),
         "categories": [{"id": category, "name": name} for category, name in names],
     }
 
 
-def _annotations(split: Split, ids: np.ndarray, outlines: bool) -> list[dict]:
-    # x1 + w - x1 is not always w in floating point; rounding brings back the number that the annotation file has.
-    boxes = np.round(_xywh(split.boxes), 6)
+def _annotations(split: Split) -> list[dict]:
     columns = (
-        ids[split.image_of],
+        split.image_ids[split.image_of],
         split.category_ids[split.labels],
-        boxes,
+        as_given(split.boxes),
         split.areas,
         split.ignore.astype(int),
     )
@@ -202,53 +202,96 @@ def _annotations(split: Split, ids: np.ndarray, outlines: bool) -> list[dict]:
         {"id": n, "image_id": i, "category_id": c, "bbox": b, "area": a, "iscrowd": crowd}
         for n, (i, c, b, a, crowd) in enumerate(rows, 1)
     ]
-    for row, entry in enumerate(entries if outlines else ()):
-        assert split.outlines is not None
-        entry["segmentation"] = split.outlines.segmentation(row) or [rectangle(split.boxes[row])]
+    for row, entry in enumerate(entries if split.outlines is not None else ()):
+        entry["segmentation"] = _segmentation(split, row)
     return entries
+
+
+def _segmentation(split: Split, row: int) -> Any:
+    """The outline of an object as COCO writes it; its box where it has none of its own."""
+    assert split.outlines is not None
+    return split.outlines.segmentation(row) or [rectangle(split.boxes[row])]
+
+
+def as_given(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
+    """Boxes of objects (x, y, width, height) as an annotation file has them."""
+    return np.round(_xywh(boxes), 6)  # x1 + w - x1 is not always w in floating point
 
 
 def evaluated(
     split: Split, results: Results, limits: tuple[int, ...], kind: Kind
-) -> tuple[Float[np.ndarray, "10 101 K 4 L"], Float[np.ndarray, "10 K 4 L"]]:
-    """Precision by IoU, recall, class, size of object (all, then `SIZES`) and limit of detections; recall by the same.
+) -> tuple[Float[np.ndarray, "10 101 K 4"], Float[np.ndarray, "10 K 4 L"]]:
+    """Precision by IoU, recall, class and size of object (all, then `SIZES`), of the detections within the last limit.
 
-    -1 where they are undefined. Classes stand in the order of their ids. limits: how many detections of a class in an
+    And recall by IoU, class, size and limit. -1 where they are undefined. limits: how many detections of a class in an
     image count, in ascending order.
     """
-    from faster_coco_eval import COCO, COCOeval_faster
+    classes = len(split.classes)
+    precision, recall = np.full((10, 101, classes, 4), -1.0), np.full((10, classes, 4, len(limits)), -1.0)
+    # Images in the order of their ids: of detections with equal scores, the first in it is taken for the better.
+    place = np.argsort(np.argsort(split.image_ids, kind="stable"), kind="stable")
+    images, images_of = place[results.indices], place[split.image_of]
+    scored, (boxes, scores) = np.isin(split.image_of, results.images), rounded(results)
+    areas = _pixels(split, results) if kind == "segm" else boxes[:, 2] * boxes[:, 3]
+    by_label = zip(range(classes), _by_label(split.labels, classes), _by_label(results.labels, classes), strict=True)
+    for label, objects, rows in by_label:
+        objects = objects[scored[objects]]
+        if split.ignore[objects].all():
+            continue
+        objects = objects[np.argsort(images_of[objects], kind="stable")]
+        best, ranks = best_of_each(images[rows], scores[rows], limits[-1])
+        rows = rows[best]
+        crowd, groups, groups_of = split.ignore[objects], images[rows], images_of[objects]
+        if kind == "segm":
+            pairs = mask_pairs(groups, _mask(split, results, rows), groups_of, _outline(split, objects), crowd)
+        else:
+            pairs = box_pairs(groups, boxes[rows], groups_of, as_given(split.boxes[objects]), crowd)
+        left_out = crowd | ~_of_sizes(split.areas[objects])
+        found = find(pairs, groups, crowd, left_out)
+        precision[:, :, label], recall[:, label] = precision_and_recall(
+            found, scores[rows], ranks, _of_sizes(areas[rows]), left_out, limits
+        )
+    return precision, recall
+
+
+def _by_label(labels: Int[np.ndarray, " n"], classes: int) -> list[np.ndarray]:
+    """The rows of each class, in their order."""
+    rows = np.argsort(labels, kind="stable")
+    return np.split(rows, np.searchsorted(labels[rows], np.arange(1, classes)))[:classes]
+
+
+def _of_sizes(areas: Float[np.ndarray, " n"]) -> Bool[np.ndarray, "4 n"]:
+    """Whether they are of any size, then of each of `SIZES`."""
+    ranges = [(0.0, SIZES["large"][1]), *SIZES.values()]
+    return np.stack([(areas >= low) & (areas <= high) for low, high in ranges])
+
+
+def _mask(split: Split, results: Results, rows: np.ndarray) -> Callable[[int], dict]:
+    """The run lengths of the detections in these rows, by their place among them."""
+    assert results.masks is not None
+    sizes, masks = split.sizes[results.indices[rows]].tolist(), results.masks
+    return lambda place: {"size": sizes[place], "counts": masks[rows[place]]}
+
+
+def _outline(split: Split, rows: np.ndarray) -> Callable[[int], dict]:
+    """The run lengths of the objects in these rows, by their place among them."""
+    from faster_coco_eval.core import mask as api
+
+    sizes = split.sizes[split.image_of[rows]].tolist()
+
+    def run_lengths(place: int) -> Any:
+        drawn = api.frPyObjects(_segmentation(split, int(rows[place])), *sizes[place])
+        return api.merge(drawn) if isinstance(drawn, list) else drawn
+
+    return run_lengths
+
+
+def _pixels(split: Split, results: Results) -> Float[np.ndarray, " n"]:
+    """The area of each mask."""
     from faster_coco_eval.core.mask import area
 
-    classes = len(split.classes)
-    if not classes or not len(results.images):  # the evaluator takes an empty list to mean "all"
-        return np.full((10, 101, classes, 4, len(limits)), -1.0), np.full((10, classes, 4, len(limits)), -1.0)
-    # Images are numbered anew, in the order of their ids: the evaluator keeps ids as floats, too short for some ids.
-    ids = np.argsort(np.argsort(split.image_ids, kind="stable"), kind="stable") + 1
-    sizes = split.sizes[results.images].tolist()
-    header = {
-        "images": [
-            {"id": i, "height": h, "width": w} for i, (h, w) in zip(ids[results.images].tolist(), sizes, strict=True)
-        ],
-        "categories": [{"id": category} for category in split.category_ids.tolist()],
-    }
-    boxes, scores = rounded(results)
-    columns = (ids[results.indices], split.category_ids[results.labels], boxes, boxes[:, 2] * boxes[:, 3], scores)
-    detections = [
-        {"id": n, "image_id": i, "category_id": c, "bbox": b, "area": a, "score": s, "iscrowd": 0}
-        for n, (i, c, b, a, s) in enumerate(zip(*(column.tolist() for column in columns), strict=True), 1)
-    ]
-    if kind == "segm":
-        masks = _segmentations(split, results)
-        for entry, mask, pixels in zip(detections, masks, area(masks) if masks else (), strict=True):
-            entry |= {"segmentation": mask, "area": float(pixels)}
-    objects = _annotations(split, ids, kind == "segm")
-    evaluator = COCOeval_faster(
-        COCO({**header, "annotations": objects}), COCO({**header, "annotations": detections}), kind
-    )
-    evaluator.params.maxDets = list(limits)
-    evaluator.evaluate()
-    evaluator.accumulate()
-    return evaluator.eval["precision"], evaluator.eval["recall"]
+    masks = _segmentations(split, results)
+    return np.asarray(area(masks), dtype=np.float64) if masks else np.zeros(0)
 
 
 def _notes(split: Split, results: Results, counted: np.ndarray, max_detections: int) -> list[str]:

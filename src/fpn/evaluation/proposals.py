@@ -11,7 +11,7 @@ from fpn.evaluation.metrics import SIZES, Kind, Metrics, Results, evaluated
 from fpn.words import some_of
 
 LIMITS = (100, 1000)  # proposals an image, as in the paper
-IMAGES = 500  # scored at a time: the evaluator takes about a kilobyte for each proposal
+IMAGES = 500  # scored at a time: the evaluation takes some hundred bytes for each proposal
 
 
 def average_recall(
