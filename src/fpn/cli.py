@@ -23,6 +23,7 @@ from fpn.data.command import data_app, tell
 from fpn.errors import FpnError, OptionError
 from fpn.evaluation.command import evaluate
 from fpn.exporting.command import export
+from fpn.help import Help
 from fpn.inference.command import predict
 from fpn.paper.command import paper
 from fpn.serve.command import serve
@@ -34,6 +35,8 @@ app = App(
     help="Object detection with Feature Pyramid Networks: labelled images in, a measured detector out.",
     default_parameter=Parameter(consume_multiple=True, negative=""),
     suppress_keyboard_interrupt=False,  # `main` says what to do
+    help_format="plaintext",
+    help_formatter=Help(),
 )
 app.meta.suppress_keyboard_interrupt = False  # it does not take this over from `app`
 app.command(data_app)

@@ -10,7 +10,6 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
 from fpn.data.dataset import OBJECT
-from fpn.data.tiles import check_tiles
 from fpn.errors import OptionError
 from fpn.model.anchors import Anchors
 from fpn.model.atss import ATSS
@@ -367,6 +366,8 @@ def check(spec: Spec) -> None:
     if spec.short < 32 or (spec.long is not None and spec.long < spec.short):
         raise OptionError(f"sides short {spec.short}, long {spec.long}: short must be at least 32, long at least short")
     if spec.tile is not None:
+        from fpn.data.tiles import check_tiles
+
         check_tiles(spec.tile, spec.overlap)
     elif spec.overlap != Spec.overlap:
         raise OptionError(f"overlap {spec.overlap}: it is of tiles; give --tile too, such as 800")

@@ -181,15 +181,7 @@ class Learner(pl.LightningModule):
 
     def configure_optimizers(self):
         s = self.settings
-        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-        for parameter in self.detector.parameters():
-            if parameter.requires_grad:
-                groups[parameter.ndim > 1].append(parameter)  # biases and norms are not decayed
-        optimizer = torch.optim.SGD(
-            [{"params": groups[True], "weight_decay": s.weight_decay}, {"params": groups[False], "weight_decay": 0.0}],
-            lr=s.lr,
-            momentum=s.momentum,
-        )
+        optimizer = sgd(self.detector, s.lr, s.momentum, s.weight_decay)
         total = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step, total, s.warmup, s.schedule))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -233,6 +225,18 @@ class Learner(pl.LightningModule):
             masks=training and self.detector.has_masks,
             dataset=TileDataset if isinstance(split, Tiles) else DetectionDataset,
         )
+
+
+def sgd(detector: nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """The optimizer of all that learns; biases and norms are not decayed."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in detector.parameters():
+        if parameter.requires_grad:
+            groups[parameter.ndim > 1].append(parameter)
+    decayed = [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
+    # One pass over each tensor instead of three; on GPUs torch has a way of its own by default.
+    fused = all(parameter.device.type == "cpu" for group in groups.values() for parameter in group)
+    return torch.optim.SGD(decayed, lr=lr, momentum=momentum, fused=fused or None)
 
 
 @torch.no_grad()
