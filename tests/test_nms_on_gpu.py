@@ -107,3 +107,20 @@ def test_only_the_best_pairs_go_into_the_nms_and_change_nothing(monkeypatch):
     some = detections_of(scores, boxes, *rest)
     for name in ("boxes", "scores", "labels", "levels", "count"):
         assert torch.equal(getattr(every, name), getattr(some, name)), name
+
+
+def test_where_triton_fails_torchvision_takes_its_place_and_that_is_said_once(monkeypatch):
+    from fpn.model import nms
+
+    monkeypatch.setattr(nms, "triton_works", True)
+    monkeypatch.setitem(sys.modules, "fpn.model.nms_triton", None)  # importing it is an ImportError
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60]]])
+    rest = (
+        torch.tensor([[0.9, 0.8, 0.7]]),
+        torch.zeros(1, 3, dtype=torch.int64),
+        torch.ones(1, 3, dtype=torch.bool),
+        0.5,
+    )
+    with pytest.warns(UserWarning, match="NMS waits for the GPU"):
+        assert nms.on_gpu(boxes, *rest).tolist() == [[True, False, True]]
+    assert nms.on_gpu(boxes, *rest).tolist() == [[True, False, True]]  # without a warning, which would be an error

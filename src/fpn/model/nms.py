@@ -3,8 +3,12 @@
 It is an operator of its own (`fpn::nms`), so that torch.compile and torch.export take a detector whole.
 """
 
+import warnings
+
 import torch
 from torch import Tensor
+
+triton_works = True  # until it has failed once
 
 
 @torch.library.custom_op("fpn::nms", mutates_args=())
@@ -23,13 +27,22 @@ def _(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: f
 
 
 @nms.register_kernel("cuda")
-def _(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float) -> Tensor:
-    """The same without waiting for the GPU, as CUDA graphs ask; where there is no Triton, as on Windows, it waits."""
-    try:
-        from fpn.model.nms_triton import greedy
-    except ImportError:
-        return by_torchvision(boxes, scores, groups, valid, threshold)
-    return greedy(boxes, scores, groups, valid, threshold)
+def on_gpu(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    """The same without waiting for the GPU, as CUDA graphs ask; where Triton cannot make the kernel, it waits."""
+    global triton_works
+    if triton_works:
+        try:
+            from fpn.model.nms_triton import greedy
+
+            return greedy(boxes, scores, groups, valid, threshold)
+        except torch.OutOfMemoryError:
+            raise
+        except (
+            Exception
+        ) as error:  # no Triton, as on Windows; no C compiler that it finds; a GPU that is too old for it
+            triton_works = False
+            warnings.warn(f"NMS waits for the GPU, as Triton cannot be used here: {error}", stacklevel=2)
+    return by_torchvision(boxes, scores, groups, valid, threshold)
 
 
 def by_torchvision(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float) -> Tensor:
