@@ -36,6 +36,7 @@ from harness import alternate, apart, machine, spread, wait
 from latency import MODELS, PEER, detections_in, peer_of
 from torch import Tensor, nn
 
+from fpn.backends.fused import fused
 from fpn.exporting.scenes import scene
 from fpn.model.detector import Detector
 from fpn.model.nms import by_torchvision, nms
@@ -216,18 +217,18 @@ def detection(report: Report, name: str, count: int, options: argparse.Namespace
             times = first["ms"] / measured["ms"][0]
             return {**measured, "times": times, "results": apart(found, first["found"])}
 
-    def of(dtype: torch.dtype, how: Callable[[Any], Any] | None = None) -> Callable[[], Detections]:
-        detector = ours.to(device, dtype).eval()
+    def of(precision: str, how: Callable[[Any], Any] | None = None) -> Callable[[], Detections]:
+        detector = fused(ours.to(device), precision)
         return partial(detect, how(detector.detect) if how else detector.detect, batch)
 
     report.add(table, f"{PEER}, float32", lambda: row(lambda: partial(ask, theirs, images, False)))
     report.add(table, f"{PEER}, autocast to bfloat16", lambda: row(lambda: partial(ask, theirs, images, True)))
     theirs.cpu()
-    report.add(table, "fpn, float32", lambda: row(lambda: of(torch.float32)))
-    report.add(table, "fpn, bfloat16", lambda: row(lambda: of(BF16)))
-    report.add(table, "fpn, bfloat16, CUDA graph", lambda: row(lambda: graphed(of(BF16))))
+    report.add(table, "fpn, fused, float32", lambda: row(lambda: of("fp32")))
+    report.add(table, "fpn, fused, bfloat16", lambda: row(lambda: of("bf16")))
+    report.add(table, "fpn, fused, bfloat16, CUDA graph", lambda: row(lambda: graphed(of("bf16"))))
     whole = partial(compiled, small=options.small, graphs=True)
-    report.add(table, "fpn, bfloat16, compiled, CUDA graph", lambda: row(lambda: of(BF16, whole)))
+    report.add(table, "fpn, fused, bfloat16, compiled, CUDA graph", lambda: row(lambda: of("bf16", whole)))
 
 
 def truth_of(count: int, size: tuple[int, int], classes: int, device: str) -> Targets:
