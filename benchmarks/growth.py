@@ -15,11 +15,11 @@ import argparse
 
 import torch
 from harness import alone, alternate, machine, ratios, spread
-from latency import PEER, peer_of, rows
+from latency import CPU, PEER, peer_of, rows
 from torch import Tensor
 
-from fpn.benching.memory import forget_peak, peak
 from fpn.exporting.scenes import scene
+from fpn.memory import forget_peak, peak
 from fpn.structures import Batch, Targets
 from fpn.weights.torchvision import from_torchvision
 
@@ -69,9 +69,9 @@ def losing(side: str, count: int):
 def memory_of_losses(side: str, count: int) -> float:
     run = losing(side, count)
     run()
-    forget_peak()
+    forget_peak(CPU)
     run()
-    return peak()
+    return peak(CPU) / 2**20
 
 
 @torch.no_grad()

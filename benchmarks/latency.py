@@ -15,6 +15,7 @@ for that see `fpn bench` on a detector that was trained.
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,9 +27,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from fpn.backends.choose import ready
 from fpn.backends.file import as_file
-from fpn.benching.memory import forget_peak, peak
 from fpn.exporting.scenes import scene
 from fpn.inference.finder import finder
+from fpn.memory import forget_peak, peak
 from fpn.structures import Detections
 from fpn.weights.torchvision import from_torchvision
 
@@ -37,7 +38,7 @@ MODELS = {
     "retinanet": torchvision.models.detection.retinanet_resnet50_fpn,
     "fcos": torchvision.models.detection.fcos_resnet50_fpn,
 }
-PEER = "torchvision"
+PEER, CPU = "torchvision", torch.device("cpu")
 SIDES = ("eager", "fused", "fused:bf16", "onnx", "openvino", "openvino:bf16", "openvino:int8")
 CALIBRATION = 16  # scenes that int8 is fitted to
 
@@ -90,9 +91,10 @@ def memory_of(name: str, model: str, images: list[Tensor], classes: int) -> floa
     """MiB at most while detecting, of a process that does nothing else."""
     side = side_of(name, peer_of(model, classes))
     side(images)
-    forget_peak()
+    gc.collect()  # what exporting has left behind
+    forget_peak(CPU)
     side(images)
-    return peak()
+    return peak(CPU) / 2**20
 
 
 def rows(
@@ -118,11 +120,12 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=91, help="torchvision's count, with background")
     parser.add_argument("--sides", nargs="*", default=SIDES, help=f"{', '.join(SIDES)}, compiled, compiled:bf16")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     images = [scene(tuple(options.size), seed) for seed in range(options.batch)]
     print(f"{options.model}, {options.batch} x {options.size[0]} x {options.size[1]}; {machine()}\n")
     print("| | ms an image (quartiles) | times as fast (quartiles) | MiB | results |\n|---|---|---|---|---|")
-    for row in rows(options.model, options.sides, images, options.repeats, options.classes):
+    for row in rows(options.model, options.sides, images, options.repeats, options.classes, options.memory):
         print(f"| {' | '.join(row)} |")
 
 

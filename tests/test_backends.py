@@ -10,14 +10,18 @@ from fresh import run
 from PIL import Image
 from test_pairs import detector_of
 from torch import Tensor, nn
+from torch._dynamo import config
 
 import fpn
+from fpn.backends import compiled
 from fpn.backends.choose import described, ready
 from fpn.backends.fused import Norm, followed, fused, noise
 from fpn.errors import OptionError
+from fpn.evaluation.command import evaluate
 from fpn.inference.command import predict
 from fpn.model.detector import Detector
-from fpn.structures import Detections
+from fpn.structures import Batch, Detections
+from fpn.training.train import check
 
 
 def lived_in(detector: Detector) -> Detector:
@@ -220,3 +224,46 @@ def test_the_verbs_say_which_backend_runs_and_take_another(tmp_path, capsys):
 def test_an_exported_file_has_its_backend(tmp_path):
     with pytest.raises(OptionError, match="an exported detector has its backend and precision"):
         fpn.load(tmp_path / "a.onnx", backend="eager")
+
+
+def test_only_so_many_sizes_are_compiled(monkeypatch):
+    monkeypatch.setattr(compiled, "SIZES", 2)
+    asked, usual = [], config.recompile_limit
+    nothing = Detections(*(torch.zeros(1, 0, *rest) for rest in ((4,), ())), *[torch.zeros(1, 0).long()] * 2,
+                         torch.zeros(1).long(), ("a",))  # fmt: skip
+
+    def fast(batch: Batch) -> Detections:
+        asked.append(config.recompile_limit)
+        return nothing
+
+    def plain(batch: Batch) -> Detections:
+        asked.append("plain")
+        return nothing
+
+    detect = compiled.by_size(fast, plain)
+    for side in (32, 64, 96, 32, 128, 64):
+        detect(noise_of(side))
+    assert asked == [6400, 6400, "plain", 6400, "plain", 6400] and config.recompile_limit == usual
+
+
+def noise_of(side: int) -> Batch:
+    sizes = torch.tensor([[side, side]])
+    return Batch(torch.zeros(1, 3, side, side, dtype=torch.uint8), sizes, sizes, torch.zeros(1, dtype=torch.int64))
+
+
+def test_what_only_detects_is_neither_saved_nor_changed_nor_exported_nor_trained(tmp_path):
+    fast = fused(lived_in(detector_of("retinanet", "fpn")))
+    for use in (
+        lambda: fpn.weights.save(fast, tmp_path / "b.safetensors"),
+        lambda: fpn.weights.adapt(fast, ["c"]),
+        lambda: fpn.export(fast, tmp_path / "b.onnx"),
+        lambda: check(fast, None, None),
+    ):
+        with pytest.raises(OptionError, match="backend fused only detects: load the checkpoint without backend="):
+            use()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_pyramid_cannot_be_looked_into_through_every_backend(tmp_path):
+    with pytest.raises(OptionError, match="--pyramid looks into the detector, where backend compiled cannot"):
+        evaluate(tmp_path / "a.safetensors", tmp_path, pyramid=True, backend="compiled")

@@ -14,7 +14,6 @@ import fpn
 from fpn.benching import run
 from fpn.benching.command import bench
 from fpn.benching.measure import Row, Task, agreement, measure
-from fpn.benching.memory import forget_peak, peak
 from fpn.benching.run import advice, candidates, table
 from fpn.data.generated import generate
 from fpn.errors import OptionError
@@ -73,17 +72,6 @@ def test_what_is_not_there_is_left_out_and_said(monkeypatch):
     assert any("int8 is left out" in note for note in candidates("cpu", calibrated=False)[1])
 
 
-def test_the_peak_of_memory_is_of_what_came_after_it_was_forgotten():
-    if not Path("/proc/self/clear_refs").is_file():
-        pytest.skip("only Linux forgets")
-    big = torch.ones(2**27)  # 512 MiB
-    high = peak()
-    del big
-    forget_peak()
-    assert peak() < high - 400
-    assert peak() > 0
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     detector = lived_in(detector_of("retinanet", "fpn", short=64, long=96))
@@ -92,7 +80,8 @@ def checkpoint(tmp_path_factory) -> Path:
 
 def test_measuring_one_backend(checkpoint):
     made = measure(Task(checkpoint, "fused", "fp32", "cpu", size=(64, 96), repeats=3))
-    assert not made.error and len(made.seconds) == len(made.ratios) == 3 and made.memory > 50 and made.AP is None
+    assert not made.error and len(made.seconds) == len(made.ratios) == 3 and made.AP is None
+    assert made.memory is None or made.memory > 50
     assert made.compared > 5 and made.again == made.compared and made.apart < 0.01
 
 

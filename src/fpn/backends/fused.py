@@ -27,12 +27,13 @@ def fused(detector: Detector, precision: str = "fp32") -> Detector:
     OptionError where a network does more with the output of a convolution than the norm that takes it.
     """
     made = copy.deepcopy(detector).eval().requires_grad_(False)
-    with torch.no_grad():
+    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):  # whose rounding is as large as APART
         before = made.features(noise(made))
         for norm, conv in followed(made).items():
             fold(made, conv, norm)
         after = made.features(noise(made))
-        if any((after[k] - p).abs().max() > APART * p.abs().max() for k, p in before.items()):
+        # Not what heads give, which are fpn's own: in these a norm takes all that its convolution makes. NaN differs.
+        if not all((after[k] - p).abs().max() <= APART * p.abs().max() for k, p in before.items()):
             raise OptionError(
                 f"{detector.spec.backbone}: its batch norms cannot be folded into its convolutions, whose outputs it "
                 "needs elsewhere too; take backend eager"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from fpn.errors import OptionError
 
@@ -16,6 +16,15 @@ PRECISIONS: dict[str, tuple[str, ...]] = {
     "onnx": ("fp32",),
     "openvino": ("fp32", "bf16"),
 }  # of each backend
+
+
+def check_whole(detector: Any) -> None:
+    """Raises OptionError for a detector that only detects, where one is needed as it was trained."""
+    if detector.backend != "eager":
+        raise OptionError(
+            f"a detector of backend {detector.backend} only detects: load the checkpoint without backend= to train, "
+            "save, change or export it"
+        )
 
 
 def check(backend: str, precision: str) -> None:

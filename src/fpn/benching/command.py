@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from fpn.backends.names import Backend
 from fpn.errors import OptionError
 from fpn.words import printable
 
@@ -17,7 +16,7 @@ def bench(
     *,
     split: str = "val",
     limit: int = 100,
-    backends: list[Backend] | None = None,
+    backends: list[Literal["eager", "fused", "compiled", "onnx", "openvino"]] | None = None,
     precisions: list[Literal["fp32", "bf16", "int8"]] | None = None,
     size: tuple[int, int] | None = None,
     batch: int = 1,
@@ -63,7 +62,9 @@ def bench(
     from fpn.benching.measure import Task
     from fpn.benching.page import about_machine, write
     from fpn.benching.run import advice, candidates, measure_all, table
+    from fpn.evaluation.evaluate import check_classes
     from fpn.hardware import pick_device
+    from fpn.inference.tiles import accept_large_pictures
     from fpn.weights.checkpoint import load_detector
 
     for name, value in (("limit", limit), ("batch", batch), ("repeats", repeats), ("size", min(size or (1, 1)))):
@@ -72,10 +73,16 @@ def bench(
     detector = load_detector(checkpoint)
     if detector.needs_regions:
         raise OptionError(f"{checkpoint}: looks at given regions only; measure a detector that finds its own")
+    if detector.spec.tile:
+        accept_large_pictures()
     data = fpn.data.load(path, outlines=detector.has_masks) if path is not None else None
     part = None if data is None else data[split]
     if part is not None and len(part) > limit:
         part = part.select(np.linspace(0, len(part) - 1, limit).round().astype(int), part.name)
+    if part is not None:
+        check_classes(detector, fpn.data.class_agnostic(part) if detector.proposes else part)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     train = None if data is None else data.get("train")
     wanted, notes = candidates(device, train is not None)
     wanted = [

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fpn.backends.choose import ready
 from fpn.backends.file import as_file
-from fpn.benching.memory import forget_peak, peak
 from fpn.data import Split, read_image
 from fpn.errors import ImageError
 from fpn.evaluation.evaluate import detect_split, score_for
@@ -22,6 +23,8 @@ from fpn.exporting.compare import counterparts
 from fpn.exporting.scenes import scene
 from fpn.exporting.whole import reason
 from fpn.inference.finder import Finder, finder
+from fpn.inference.tiles import accept_large_pictures
+from fpn.memory import forget_peak, peak
 from fpn.model.detector import Detector
 from fpn.structures import Detections
 from fpn.weights.checkpoint import load_detector
@@ -58,11 +61,12 @@ class Row:
     ready: float = 0.0  # until the backend has detected in the first image of every size
     seconds: list[float] = field(default_factory=list)  # an image, of each turn
     ratios: list[float] = field(default_factory=list)  # times as fast as eager in the same turn
-    memory: float = 0.0  # most at once while detecting
+    memory: float | None = None  # most at once while detecting, where the system tells it
     compared: int = 0  # boxes of eager
     again: int = 0  # those of them that this backend finds too
     apart: float = 0.0  # pixels between these, at most
     AP: float | None = None
+    measure: str = "AP"  # what `AP` is: of masks "mask_AP", of proposals "AR1000"
     error: str = ""
 
     @property
@@ -83,31 +87,32 @@ def measure(task: Task) -> Row:
 
 
 def measured(task: Task) -> Row:
+    if load_detector(task.checkpoint).spec.tile:
+        accept_large_pictures()
     images = pictures(task)
     batch = [images[place % len(images)] for place in range(max(task.batch, len(images)))]
     calls = [batch[start : start + task.batch] for start in range(0, len(batch), task.batch)]
     start = time.perf_counter()
     detector = load_detector(task.checkpoint, task.device)
     fast = made(task, detector)
-    find = finder(fast, "auto" if isinstance(fast, Exported) else task.device, tile=0)
+    find = finder(fast, "auto" if isinstance(fast, Exported) else task.device, progress=False)
     found = asked(find, calls)
     waited = time.perf_counter() - start
     del detector
-    forget_peak()
-    asked(find, calls)
-    memory = peak("cpu" if isinstance(fast, Exported) else task.device)
-    eager = finder(load_detector(task.checkpoint, task.device), task.device, tile=0)
+    memory = most_memory(find, calls, torch.device("cpu" if isinstance(fast, Exported) else task.device))
+    eager = finder(load_detector(task.checkpoint, task.device), task.device, progress=False)
     expected = asked(eager, calls)
     own, ratios = [], []
     for _ in range(task.repeats):  # in turn, so that what else the machine does falls on both
         theirs, ours = (timed(one, calls) for one in (eager, find))
         own.append(ours / sum(map(len, calls)))
         ratios.append(theirs / ours)
-    number = None
-    if task.split is not None:
-        metrics = score_for(fast, task.split, detect_split(fast, task.split, device=task.device, progress=False))
-        number = metrics[metrics.main.removeprefix("mask_")]
-    return Row(task.backend, task.precision, waited, own, ratios, memory, *agreement(expected, found), AP=number)
+    row = Row(task.backend, task.precision, waited, own, ratios, memory, *agreement(expected, found))
+    if task.split is None:
+        return row
+    results = detect_split(fast, task.split, batch=task.batch, device=task.device, progress=False)
+    metrics = score_for(fast, task.split, results)
+    return replace(row, AP=metrics.with_masks()[metrics.main], measure=metrics.main)
 
 
 def pictures(task: Task) -> list[Tensor]:
@@ -135,6 +140,14 @@ def made(task: Task, detector: Detector) -> Detector | Exported:
     assert task.train is not None
     places = np.linspace(0, len(task.train) - 1, min(CALIBRATION, len(task.train))).round().astype(int)
     return as_file(detector, task.backend, "int8", readable(task.train, places.tolist()))
+
+
+def most_memory(find: Finder, calls: Sequence[Sequence[Tensor]], device: torch.device) -> float | None:
+    """MiB at once while detecting, with all else that the process holds."""
+    gc.collect()  # what exporting has left behind
+    told = forget_peak(device)
+    asked(find, calls)
+    return peak(device) / 2**20 if told else None
 
 
 def asked(find: Finder, calls: Sequence[Sequence[Tensor]]) -> list[Detections]:

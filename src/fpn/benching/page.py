@@ -37,7 +37,6 @@ def processor_name() -> str:
 
 def write(out: Path, title: str, where: str, rows: Sequence[Row]) -> None:
     """bench.json, bench.md and bench.png."""
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "bench.json", {"detector": title, "machine": where, "rows": [asdict(row) for row in rows]})
     lines = [f"# {title}", where, table(rows), *(f"- {words}" for words in advice(rows))]
     with replacing(out / "bench.md") as unfinished:
@@ -59,8 +58,10 @@ def draw(file: Path, title: str, rows: Sequence[Row]) -> None:
     axes.barh([row.name for row in rows], times, color=[colours[row.precision] for row in rows])
     for place, (row, milliseconds) in enumerate(zip(rows, times, strict=True)):
         number = precision_of(row, base)
-        words = f" {milliseconds:.0f} ms, {row.memory:.0f} MiB" + (f", AP {number}" if number != "-" else "")
-        axes.text(milliseconds, place, words, va="center", fontsize=9)
+        known = [f"{milliseconds:.0f} ms"]
+        known += [] if row.memory is None else [f"{row.memory:.0f} MiB"]
+        known += [] if number == "-" else [f"{row.measure} {number}"]
+        axes.text(milliseconds, place, f" {', '.join(known)}", va="center", fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.6 * max(times))
     axes.set_xlabel("milliseconds an image (median)")

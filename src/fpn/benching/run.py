@@ -16,6 +16,7 @@ from fpn.benching.measure import Row, Task, measure
 from fpn.hardware import pick_device, pick_precision
 
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
+PIXELS = 0.1  # that boxes are apart at most where results are called the same
 EQUAL = 0.002  # of AP, that is lost at most by what is called as good
 
 
@@ -50,12 +51,17 @@ def candidates(device: str, calibrated: bool) -> tuple[list[tuple[str, str]], li
 
 
 def measure_all(task: Task, wanted: Sequence[tuple[str, str]], progress: bool = True) -> list[Row]:
-    """A row for each backend and precision."""
+    """A row for each backend and precision; what there is when it is interrupted, where there is something."""
     rows = []
     with tqdm(total=len(wanted), desc="measuring", unit=" backends", disable=not progress, leave=False) as bar:
         for backend, precision in wanted:
             bar.set_postfix_str(f"{backend} {precision}")
-            rows.append(alone(replace(task, backend=backend, precision=precision)))
+            try:
+                rows.append(alone(replace(task, backend=backend, precision=precision)))
+            except KeyboardInterrupt:
+                if not rows:
+                    raise
+                return [*rows, Row(backend, precision, error="interrupted")]
             bar.update()
     return rows
 
@@ -66,13 +72,19 @@ def alone(task: Task) -> Row:
         try:
             return pool.submit(measure, task).result()
         except BrokenProcessPool:
-            return Row(task.backend, task.precision, error="its process was ended, perhaps for want of memory")
+            words = "its process was ended: for want of memory, or by a script without `if __name__ == '__main__'`"
+            return Row(task.backend, task.precision, error=words)
+        except KeyboardInterrupt:
+            for process in multiprocessing.active_children():  # which the pool would wait for
+                process.terminate()
+            raise
 
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown: a line for each backend."""
+    name = next((row.measure for row in rows if row.AP is not None), "AP")
     lines = [
-        "| backend | ms an image | times as fast as eager | MiB | boxes found again | AP | ready after |",
+        f"| backend | ms an image | times as fast as eager | MiB | boxes found again | {name} | ready after |",
         "|---|---|---|---|---|---|---|",
     ]
     base = base_of(rows)
@@ -80,10 +92,11 @@ def table(rows: Sequence[Row]) -> str:
         if row.error:
             lines.append(f"| {row.name} | {row.error.replace('|', '/')} | | | | | |")
             continue
+        memory = "-" if row.memory is None else f"{row.memory:.0f}"
         boxes = f"{row.again} of {row.compared}, within {row.apart:.3f} px" if row.compared else "-"
         lines.append(
             f"| {row.name} | {spread([1000 * value for value in row.seconds], 1)} | {spread(row.ratios, 2)} "
-            f"| {row.memory:.0f} | {boxes} | {precision_of(row, base)} | {row.ready:.1f} s |"
+            f"| {memory} | {boxes} | {precision_of(row, base)} | {row.ready:.1f} s |"
         )
     return "\n".join(lines)
 
@@ -108,13 +121,14 @@ def precision_of(row: Row, base: float | None) -> str:
 def advice(rows: Sequence[Row]) -> list[str]:
     """What to run, in words: the fastest with the same results, and the fastest that is as good."""
     good, base, words = [row for row in rows if not row.error], base_of(rows), []
-    same = [row for row in good if row.precision == "fp32"]
+    same = [row for row in good if row.precision == "fp32" and row.again == row.compared and row.apart <= PIXELS]
     if same:
         words.append(f"the same results, fastest: {name_and_option(min(same, key=lambda row: row.median))}")
-    close = [row for row in good if base is not None and row.AP is not None and base - EQUAL <= row.AP]
+    lowest = None if base is None or base < 0 else base - EQUAL  # -1 where the split has no object
+    close = [row for row in good if lowest is not None and row.AP is not None and lowest <= row.AP]
     if close:
         fastest = min(close, key=lambda row: row.median)
-        words.append(f"AP lower by {EQUAL} at most, fastest: {name_and_option(fastest)}")
+        words.append(f"{fastest.measure} lower by {EQUAL} at most, fastest: {name_and_option(fastest)}")
     return words
 
 

@@ -80,6 +80,10 @@ def evaluate(
     from fpn.inference.command import finder_of, loaded
     from fpn.inference.tiles import accept_large_pictures
 
+    if pyramid and backend not in ("auto", "eager", "fused"):
+        raise OptionError(
+            f"--pyramid looks into the detector, where backend {backend} cannot be looked into: leave it out"
+        )
     detector = loaded(checkpoint, device, backend, precision)
     if proposals is not None and not detector.needs_regions:
         raise OptionError(f"--proposals is for detectors that look at given regions; {checkpoint} finds its own")
@@ -113,6 +117,7 @@ def evaluate(
             print(f"advice: {advice}")
     if out is not None:
         about = {"checkpoint": str(checkpoint), "data": str(path), "split": split, "images": len(results.images)}
+        about |= {"backend": detector.backend, "precision": detector.precision}
         write_json(out / "metrics.json", {**about, **metrics.as_dict()})
         write_json(out / "predictions.json", to_coco(part, results))
         if detector.proposes:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from fpn.backends.names import check_whole
 from fpn.data import Split, class_agnostic
 from fpn.errors import CheckpointError, FpnError, OptionError
 from fpn.evaluation.evaluate import check_classes
@@ -168,6 +169,7 @@ def given(detector: Detector | str | Path) -> tuple[Detector, dict[str, Any]]:
             source["about"] = read(Path(name))[0].get("about", {})
     if not isinstance(detector, Detector):
         raise OptionError(f"a detector or the file of one is needed, not {type(detector).__name__}")
+    check_whole(detector)
     check_exportable(detector)
     alone = copy.deepcopy(detector).cpu().float().eval()
     return alone, {**source, "sha256": digest_of(alone)}

@@ -24,7 +24,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 import fpn
-from fpn.exported import Exported
+from fpn.exported import SUFFIXES, Exported
 from fpn.hardware import cores
 from fpn.inference.finder import Finder, finder
 from fpn.inference.rows import row_of
@@ -313,7 +313,9 @@ def about(detector: Detector | Exported, name: str, limits: Limits) -> dict[str,
         "masks": detector.has_masks,
         "max_detections": detector.max_detections,
         "file": name,
-        "kind": detector.kind if isinstance(detector, Exported) else "safetensors",
+        "kind": next((kind for kind, suffix in SUFFIXES.items() if name.endswith(suffix)), "safetensors"),
+        "backend": detector.backend,
+        "precision": detector.precision,
         "version": fpn.__version__,
         "limits": {"bytes": limits.bytes, "pixels": limits.pixels, "seconds": limits.seconds, "queue": limits.queue},
     }

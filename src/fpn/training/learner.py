@@ -234,9 +234,7 @@ def sgd(detector: nn.Module, lr: float, momentum: float, weight_decay: float) ->
         if parameter.requires_grad:
             groups[parameter.ndim > 1].append(parameter)
     decayed = [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
-    # One pass over each tensor instead of three; on GPUs torch has a way of its own by default.
-    fused = all(parameter.device.type == "cpu" for group in groups.values() for parameter in group)
-    return torch.optim.SGD(decayed, lr=lr, momentum=momentum, fused=fused or None)
+    return torch.optim.SGD(decayed, lr=lr, momentum=momentum)
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from fpn.data import Split
 from fpn.data.fit import most_boxes, resized_sizes
 from fpn.errors import OptionError
+from fpn.memory import forget_peak, free_memory, peak
 from fpn.model.detector import Detector
 from fpn.structures import Batch, Regions, Targets
 
@@ -34,7 +34,8 @@ def largest_batch(
         size = (max(size), max(size))
     regions = 0 if split.regions is None else int(np.diff(split.regions.offsets).max())
     model = copy.deepcopy(detector).to(device).train()
-    forget_peak(device)
+    if not forget_peak(device):
+        raise OptionError("--batch auto can measure GPUs, and CPUs on Linux only; give a number")
     fits, free, base, before = 0, free_memory(device), peak(device), 0
     while fits < LARGEST[device.type]:
         batch = max(1, 2 * fits)
@@ -89,38 +90,3 @@ def step(model: Detector, batch: Batch, device: torch.device, bf16: bool) -> Non
         losses = model.losses(batch.to(device))
     torch.stack(list(losses.values())).sum().backward()
     model.zero_grad()
-
-
-def forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError as error:
-        raise OptionError("--batch auto can measure GPUs, and CPUs on Linux only; give a number") from error
-
-
-def peak(device: torch.device) -> int:
-    """The most bytes this process has used since `forget_peak`."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    return 1024 * kilobytes("/proc/self/status", "VmHWM")
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had: of the GPU, or of the machine and what the container leaves of it."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = 1024 * kilobytes("/proc/meminfo", "MemAvailable")
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return free
-
-
-def kilobytes(file: str, name: str) -> int:
-    """A number from the tables that Linux keeps."""
-    rows = dict(line.split(":", 1) for line in Path(file).read_text().splitlines() if ":" in line)
-    return int(rows[name].split()[0])

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 
+from fpn.backends.names import check_whole
 from fpn.data import Data, Split, class_agnostic
 from fpn.data.outlines import needed
 from fpn.data.tiles import tiles_of
@@ -136,6 +137,7 @@ def automatic_batch(detector: Detector, split: Split, options: Options) -> int:
 
 
 def check(detector: Detector, split: Split, val: Split | None) -> None:
+    check_whole(detector)
     if tuple(split.classes) != tuple(detector.classes):
         raise OptionError(
             f"the detector's classes ({', '.join(detector.classes)}) are not the data's ({', '.join(split.classes)}): "

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fpn.backends.choose import ready
-from fpn.backends.names import check
+from fpn.backends.names import check, check_whole
 from fpn.build import from_spec
 from fpn.errors import CheckpointError, FpnError, OptionError
 from fpn.exported import Exported, is_exported, load_exported
@@ -34,7 +34,11 @@ PUBLISHED = re.compile(r"torchvision:/{1,2}(.*)")  # a path that went through pa
 
 
 def save(detector: Detector, path: str | Path, about: Mapping[str, Any] | None = None) -> Path:
-    """Write weights and spec to `path`; the file is there whole or not at all. `about` is kept as metadata (JSON)."""
+    """Write weights and spec to `path`; the file is there whole or not at all. `about` is kept as metadata (JSON).
+
+    Raises OptionError for a detector that only detects, see `load`.
+    """
+    check_whole(detector)
     return save_state(detector.state_dict(), detector.spec, path, about)
 
 

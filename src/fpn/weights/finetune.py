@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fpn.backends.names import check_whole
 from fpn.build import from_spec
 from fpn.errors import CheckpointError
 from fpn.model.backbone import OWN
@@ -44,6 +45,7 @@ def adapt(source: Detector, classes: Sequence[str], **options: Any) -> FineTuned
     other option that is not the source's own, and for a setting that other layers would belong to, such as another
     `pooled_size`.
     """
+    check_whole(source)
     own = {field.name for field in fields(Spec)} - {"settings"}
     given = {name: as_tuple(value) for name, value in options.items()}
     other = [name for name in given.keys() & own - {*FREE} if given[name] != getattr(source.spec, name)]
