@@ -16,12 +16,12 @@ import fpn
 from fpn.backends import compiled
 from fpn.backends.choose import described, ready
 from fpn.backends.fused import Norm, followed, fused, noise
+from fpn.data.generated import generate
 from fpn.errors import OptionError
 from fpn.evaluation.command import evaluate
 from fpn.inference.command import predict
 from fpn.model.detector import Detector
 from fpn.structures import Batch, Detections
-from fpn.training.train import check
 
 
 def lived_in(detector: Detector) -> Detector:
@@ -251,13 +251,14 @@ def noise_of(side: int) -> Batch:
     return Batch(torch.zeros(1, 3, side, side, dtype=torch.uint8), sizes, sizes, torch.zeros(1, dtype=torch.int64))
 
 
-def test_what_only_detects_is_neither_saved_nor_changed_nor_exported_nor_trained(tmp_path):
-    fast = fused(lived_in(detector_of("retinanet", "fpn")))
+def test_what_only_detects_is_neither_saved_nor_changed_nor_exported_nor_trained(tmp_path, tmp_path_factory):
+    made = generate(tmp_path_factory.mktemp("data"), images=6, size=(64, 96))
+    fast, data = fused(lived_in(detector_of("retinanet", "fpn"))), fpn.data.load(made)
     for use in (
         lambda: fpn.weights.save(fast, tmp_path / "b.safetensors"),
         lambda: fpn.weights.adapt(fast, ["c"]),
         lambda: fpn.export(fast, tmp_path / "b.onnx"),
-        lambda: check(fast, None, None),
+        lambda: fpn.train(fast, data, out=tmp_path / "run"),
     ):
         with pytest.raises(OptionError, match="backend fused only detects: load the checkpoint without backend="):
             use()
