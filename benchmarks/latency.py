@@ -59,7 +59,7 @@ def peer_of(name: str, classes: int = 91) -> nn.Module:
             nn.init.kaiming_normal_(module.weight)
         elif any(word in part for word in ("cls_", "bbox_")) and isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.normal_(module.weight, std=0.3 if part.endswith("cls_score") else 0.05)
-            if name == "fcos" and part.endswith("bbox_reg"):
+            if name == "fcos" and part.endswith("bbox_reg") and module.bias is not None:
                 nn.init.constant_(module.bias, 4.0)  # distances of about 4 strides: torchvision keeps boxes of no size
     return model
 
