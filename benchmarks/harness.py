@@ -9,13 +9,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
 from torchvision.ops import box_iou
 from tqdm import tqdm
 
+from fpn.benching.page import processor_name
 from fpn.structures import Detections
 
 
@@ -83,10 +83,7 @@ def machine() -> str:
     """What the figures hold for: processor, versions, date."""
     import torchvision
 
-    model, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].split(":", 1)[1].strip() if lines else model
+    model = processor_name()
     if torch.cuda.is_available():
         model = f"{torch.cuda.get_device_name()}, {model}"
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Python {platform.python_version()}"
