@@ -20,14 +20,14 @@ from fpn.errors import OptionError
 from fpn.structures import Detections
 
 
-def row(backend: str, precision: str, seconds: float, AP: float | None = 0.5, **more) -> Row:
-    return Row(backend, precision, 1.0, [seconds] * 3, [0.2 / seconds] * 3, 100.0, 4, 3, 0.5, AP, **more)
+def row(backend: str, precision: str, seconds: float, AP: float | None = 0.5, lost: int = 0, **more) -> Row:
+    return Row(backend, precision, 1.0, [seconds] * 3, [0.2 / seconds] * 3, 100.0, 4, 4 - lost, 0.05, AP, **more)
 
 
 ROWS = [
     row("eager", "fp32", 0.2),
     row("fused", "fp32", 0.1, 0.5001),
-    row("fused", "bf16", 0.05, 0.4979),
+    row("fused", "bf16", 0.05, 0.4979, lost=1),
     row("openvino", "int8", 0.025, 0.4985),
     row("onnx", "fp32", 0.01, error="no | package"),
 ]
@@ -36,7 +36,7 @@ ROWS = [
 def test_the_table_has_a_line_for_each_with_its_loss_of_AP():
     lines = table(ROWS).splitlines()
     assert lines[2].startswith(
-        "| eager fp32 | 200.0 (200.0 to 200.0) | 1.00 (1.00 to 1.00) | 100 | 3 of 4, within 0.500"
+        "| eager fp32 | 200.0 (200.0 to 200.0) | 1.00 (1.00 to 1.00) | 100 | 4 of 4, within 0.050"
     )
     assert "0.5000 |" in lines[2] and "0.4979 (-0.0021)" in lines[4] and "0.5001 (+0.0001)" in lines[3]
     assert lines[6] == "| onnx fp32 | no / package | | | | | |"
@@ -48,6 +48,10 @@ def test_advice_is_the_fastest_that_is_the_same_and_the_fastest_that_is_as_good(
     assert "--precision int8 --calibrate" in close  # 0.0015 lost, where bf16 lost 0.0021
     assert len(advice([row("eager", "fp32", 0.2, None)])) == 1  # nothing is known of AP
     assert advice([ROWS[-1]]) == []
+    eager, other = row("eager", "fp32", 0.2, -1.0), row("onnx", "fp32", 0.1, -1.0, lost=1)
+    assert advice([eager, other]) == ["the same results, fastest: --backend eager --precision fp32"]  # no object, no AP
+    busy = Row("fused", "fp32", 1.0, [0.4], [1.5], 100.0, 4, 4, 0.0)  # slower in seconds, faster in its turns
+    assert "--backend fused" in advice([row("eager", "fp32", 0.2), busy])[0]
 
 
 def test_boxes_found_again_are_paired_one_to_one_within_the_class():

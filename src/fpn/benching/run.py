@@ -123,11 +123,11 @@ def advice(rows: Sequence[Row]) -> list[str]:
     good, base, words = [row for row in rows if not row.error], base_of(rows), []
     same = [row for row in good if row.precision == "fp32" and row.again == row.compared and row.apart <= PIXELS]
     if same:
-        words.append(f"the same results, fastest: {name_and_option(min(same, key=lambda row: row.median))}")
+        words.append(f"the same results, fastest: {name_and_option(max(same, key=lambda row: row.times))}")
     lowest = None if base is None or base < 0 else base - EQUAL  # -1 where the split has no object
     close = [row for row in good if lowest is not None and row.AP is not None and lowest <= row.AP]
     if close:
-        fastest = min(close, key=lambda row: row.median)
+        fastest = max(close, key=lambda row: row.times)
         words.append(f"{fastest.measure} lower by {EQUAL} at most, fastest: {name_and_option(fastest)}")
     return words
 
