@@ -1,9 +1,9 @@
-"""How time and memory grow with the image, the batch, the classes and the boxes of an image, beside torchvision's.
+"""How time and memory grow with the batch, the classes and the boxes of an image, beside torchvision's.
 
-    python benchmarks/growth.py                      # all four
+    python benchmarks/growth.py                      # all three
     python benchmarks/growth.py --by classes --values 1 80 1200
 
-Faster R-CNN R50-FPN with seeded weights, float32. Images, batches and classes are of detecting, with fpn's fused
+Faster R-CNN R50-FPN with seeded weights, float32. Batches and classes are of detecting, with fpn's fused
 backend; boxes are of the losses of a training step without its backward pass, in which matching is. Prints a Markdown
 table for each; see `latency.py` for what is in it. How loading grows with boxes is in `loading.py`, how evaluation does
 with images and classes in `coco_eval.py`, and how reading does with annotations in `read_annotations.py`.
@@ -23,17 +23,15 @@ from fpn.memory import forget_peak, peak
 from fpn.structures import Batch, Targets
 from fpn.weights.torchvision import from_torchvision
 
-VALUES = {"side": (320, 640, 800, 1280), "batch": (1, 2, 4, 8), "classes": (1, 20, 80, 300, 1200),
+VALUES = {"batch": (1, 2, 4, 8), "classes": (1, 20, 80, 300, 1200),
           "boxes": (0, 10, 100, 1000, 5000)}  # fmt: skip
 HEAD = "| ms an image (quartiles) | times as fast (quartiles) | MiB | results"
-SIDE = 320  # pixels of the shorter side where something else grows
+SIDE = 800  # pixels of the shorter side, to which both sides resize other images
 
 
 def detecting(by: str, value: int, repeats: int) -> list[list[str]]:
-    side, batch, classes = (
-        value if by == name else usual for name, usual in (("side", SIDE), ("batch", 1), ("classes", 80))
-    )
-    images = [scene((side, side * 3 // 2), seed) for seed in range(batch)]
+    batch, classes = (value if by == name else usual for name, usual in (("batch", 1), ("classes", 80)))
+    images = [scene((SIDE, SIDE * 3 // 2), seed) for seed in range(batch)]
     return rows("faster_rcnn", ["fused"], images, repeats, classes + 1)
 
 
