@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import alternate, machine, ratios, spread
+from harness import alternate, machine, ratios, shown
 
 from fpn.data.dataset import Split
 from fpn.evaluation.metrics import Results, ground_truth, score, to_coco
@@ -176,8 +176,8 @@ def rows(size: Size, names: list[str], repeats: int, label: str) -> list[str]:
     seconds = alternate(timed, repeats, warmup=0)
     times, table = ratios(seconds, names[0]), []
     for name in names:
-        took = "{:.2f} ({:.2f} to {:.2f})".format(*spread(seconds[name]))
-        ratio = "{:.1f} ({:.1f} to {:.1f})".format(*spread(times[name]))
+        took = shown(seconds[name])
+        ratio = shown(times[name], 1)
         apart = np.abs(numbers[name] - numbers[names[0]]).max()
         where = f"{label} | " if label else ""
         table.append(f"| {where}{name} | {took} | {ratio} | {memory(name, size):.0f} | {apart:.0e} |")

@@ -14,13 +14,14 @@ from __future__ import annotations
 import argparse
 
 import torch
-from harness import alone, alternate, machine, ratios, spread
-from latency import CPU, PEER, peer_of, rows
+from harness import alone, alternate, machine, ratios, shown
+from latency import CPU, PEER, mebibytes, peer_of, rows
 from torch import Tensor
 
+from fpn.data.batching import collate
 from fpn.exporting.scenes import scene
-from fpn.memory import forget_peak, peak
-from fpn.structures import Batch, Targets
+from fpn.memory import most
+from fpn.structures import Sample
 from fpn.weights.torchvision import from_torchvision
 
 VALUES = {"batch": (1, 2, 4, 8), "classes": (1, 20, 80, 300, 1200),
@@ -53,23 +54,16 @@ def losing(side: str, count: int):
         peer.transform.min_size, peer.transform.max_size = (size,), size  # pyright: ignore
         return lambda: peer([image.float() / 255], [{"boxes": boxes, "labels": labels + 1}])
     detector = from_torchvision(peer).train()
-    sizes, rows_ = torch.tensor([[size, size]]), max(1, count)
-    padded = [
-        torch.zeros(1, rows_, *rest, dtype=kind)
-        for rest, kind in (((4,), torch.float32), ((), torch.int64), ((), torch.bool))
-    ]
-    padded[0][0, :count], padded[1][0, :count], padded[2][0, :count] = boxes, labels, True
-    batch = Batch(image[None], sizes, sizes, torch.zeros(1, dtype=torch.int64), Targets(*padded))
+    batch = collate([Sample(image, boxes, labels, 0, (size, size))])
+    assert batch is not None
     return lambda: detector.losses(batch)
 
 
 @torch.no_grad()
-def memory_of_losses(side: str, count: int) -> float:
+def memory_of_losses(side: str, count: int) -> float | None:
     run = losing(side, count)
     run()
-    forget_peak(CPU)
-    run()
-    return peak(CPU) / 2**20
+    return most(run, CPU)
 
 
 @torch.no_grad()
@@ -77,9 +71,8 @@ def learning(count: int, repeats: int) -> list[list[str]]:
     seconds = alternate({side: losing(side, count) for side in (PEER, "fpn")}, repeats)
     times, made = ratios(seconds, PEER), []
     for side in seconds:
-        took = "{:.0f} ({:.0f} to {:.0f})".format(*(1000 * value for value in spread(seconds[side])))
-        ratio = "{:.2f} ({:.2f} to {:.2f})".format(*spread(times[side]))
-        made.append([side, took, ratio, f"{alone(memory_of_losses, side, count):.0f}", "-"])
+        took = shown([1000 * value for value in seconds[side]], 0)
+        made.append([side, took, shown(times[side]), mebibytes(alone(memory_of_losses, side, count)), "-"])
     return made
 
 

@@ -15,7 +15,7 @@ import torch
 from torchvision.ops import box_iou
 from tqdm import tqdm
 
-from fpn.benching.page import processor_name
+from fpn.hardware import processor_name
 from fpn.structures import Detections
 
 
@@ -58,6 +58,11 @@ def spread(values: list[float]) -> tuple[float, float, float]:
     """Median, lower and upper quartile."""
     low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
     return statistics.median(values), low, high
+
+
+def shown(values: list[float], digits: int = 2) -> str:
+    """The median and, in brackets, the quartiles, for a table."""
+    return "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(*spread(values), d=digits)
 
 
 def apart(ours: Detections, theirs: Detections, iou: float = 0.9) -> str:

@@ -15,13 +15,12 @@ for that see `fpn bench` on a detector that was trained.
 from __future__ import annotations
 
 import argparse
-import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torchvision
-from harness import alone, alternate, apart, machine, ratios, spread
+from harness import alone, alternate, apart, machine, ratios, shown
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -29,7 +28,7 @@ from fpn.backends.choose import ready
 from fpn.backends.file import as_file
 from fpn.exporting.scenes import scene
 from fpn.inference.finder import finder
-from fpn.memory import forget_peak, peak
+from fpn.memory import most
 from fpn.structures import Detections
 from fpn.weights.torchvision import from_torchvision
 
@@ -89,14 +88,15 @@ def detections_in(found: dict[str, torch.Tensor], classes: tuple[str, ...]) -> D
     return Detections(boxes, scores, labels, torch.zeros_like(labels), count, classes)
 
 
-def memory_of(name: str, model: str, images: list[Tensor], classes: int) -> float:
+def memory_of(name: str, model: str, images: list[Tensor], classes: int) -> float | None:
     """MiB at most while detecting, of a process that does nothing else."""
     side = side_of(name, peer_of(model, classes))
     side(images)
-    gc.collect()  # what exporting has left behind
-    forget_peak(CPU)
-    side(images)
-    return peak(CPU) / 2**20
+    return most(lambda: side(images), CPU)
+
+
+def mebibytes(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
 
 
 def rows(
@@ -107,10 +107,9 @@ def rows(
     seconds = alternate({name: lambda side=side: side(images) for name, side in sides.items()}, repeats)
     times, expected, made = ratios(seconds, PEER), sides[PEER](images)[0], []
     for name, side in sides.items():
-        took = "{:.0f} ({:.0f} to {:.0f})".format(*(1000 * value / len(images) for value in spread(seconds[name])))
-        ratio = "{:.2f} ({:.2f} to {:.2f})".format(*spread(times[name]))
-        mib = f"{alone(memory_of, name, model, images, classes):.0f}" if memory else "-"
-        made.append([name, took, ratio, mib, apart(side(images)[0], expected)])
+        took = shown([1000 * value / len(images) for value in seconds[name]], 0)
+        mib = mebibytes(alone(memory_of, name, model, images, classes) if memory else None)
+        made.append([name, took, shown(times[name]), mib, apart(side(images)[0], expected)])
     return made
 
 

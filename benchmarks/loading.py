@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import alternate, machine, ratios, spread
+from harness import alternate, machine, ratios, shown, spread
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -159,7 +159,7 @@ def main() -> None:
                 over = [ratios(seconds, peer) for peer in (PIXELS, BATCH)]
                 for name, took in seconds.items():
                     rate = number / spread(took)[0]
-                    times = " | ".join("{:.2f} ({:.2f} to {:.2f})".format(*spread(each[name])) for each in over)
+                    times = " | ".join(shown(each[name]) for each in over)
                     far = distance if name == TRAINING else ""
                     print(f"| {size[1]} x {size[0]}, {boxes} | {threads} | {name} | {rate:.0f} | {times} | {far} |")
 

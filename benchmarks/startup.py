@@ -18,7 +18,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from harness import alternate, machine, spread
+from harness import alternate, machine, shown, spread
 
 import fpn
 from fpn.data.generated import generate
@@ -74,7 +74,7 @@ def main() -> None:
     cpu = {name: values[-options.repeats :] for name, values in spent.items()}
     for name in sides:
         more = [own - peer for own, peer in zip(cpu[name], cpu[PEER], strict=True)]
-        columns = ["{:.2f} ({:.2f} to {:.2f})".format(*spread(values)) for values in (seconds[name], cpu[name])]
+        columns = [shown(values) for values in (seconds[name], cpu[name])]
         print(f"| `{name}` | {' | '.join(columns)} | {spread(more)[0]:+.2f} |")
 
 

@@ -29,7 +29,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from harness import alternate, machine, ratios, spread
+from harness import alternate, machine, ratios, shown
 from latency import MODELS, PEER
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -178,9 +178,9 @@ def main() -> None:
     names = ("", "s", "times as fast", "CPU s", "times as fast", "peak MB", "losses of the first step")
     print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
     for side in sides:
-        shown = ["{:.2f} ({:.2f} to {:.2f})".format(*spread(column[side])) for column in columns]
+        cells = [shown(column[side]) for column in columns]
         losses = ", ".join(f"{name} {value:.4f}" for name, value in told[side][0][0].items())
-        print(f"| {side} | {' | '.join(shown)} | {told[side][-1][2]:.0f} | {losses} |")
+        print(f"| {side} | {' | '.join(cells)} | {told[side][-1][2]:.0f} | {losses} |")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,6 +27,14 @@ def peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     return 1024 * kilobytes("/proc/self/status", "VmHWM")
+
+
+def most(work: Callable[[], object], device: torch.device) -> float | None:
+    """MiB that this process has used at once while it did some work, with all else that it holds; None if not told."""
+    gc.collect()  # what came before is not to count, such as what exporting leaves behind
+    told = forget_peak(device)
+    work()
+    return peak(device) / 2**20 if told else None
 
 
 def free_memory(device: torch.device) -> int:

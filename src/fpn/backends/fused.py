@@ -28,10 +28,11 @@ def fused(detector: Detector, precision: str = "fp32") -> Detector:
     """
     made = copy.deepcopy(detector).eval().requires_grad_(False)
     with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):  # whose rounding is as large as APART
-        before = made.features(noise(made))
+        image = noise(made)
+        before = made.features(image)
         for norm, conv in followed(made).items():
             fold(made, conv, norm)
-        after = made.features(noise(made))
+        after = made.features(image)
         # Not what heads give, which are fpn's own: in these a norm takes all that its convolution makes. NaN differs.
         if not all((after[k] - p).abs().max() <= APART * p.abs().max() for k, p in before.items()):
             raise OptionError(
@@ -69,8 +70,9 @@ def followed(detector: Detector) -> dict[str, str]:
             hooks.append(module.register_forward_hook(makes(name)))
         elif isinstance(module, Norm) and not module.training and module.running_mean is not None:
             hooks.append(module.register_forward_pre_hook(takes_from(name)))
+    image = noise(detector)
     try:
-        detector.features(noise(detector)) if detector.needs_regions else detector.detect(noise(detector))
+        detector.features(image) if detector.needs_regions else detector.detect(image)
     finally:
         for hook in hooks:
             hook.remove()

@@ -56,8 +56,6 @@ def bench(
     out
         Folder for bench.json, bench.md and bench.png; nothing is written when left out.
     """
-    import numpy as np
-
     import fpn
     from fpn.benching.measure import Task
     from fpn.benching.page import about_machine, write
@@ -76,9 +74,7 @@ def bench(
     if detector.spec.tile:
         accept_large_pictures()
     data = fpn.data.load(path, outlines=detector.has_masks) if path is not None else None
-    part = None if data is None else data[split]
-    if part is not None and len(part) > limit:
-        part = part.select(np.linspace(0, len(part) - 1, limit).round().astype(int), part.name)
+    part = None if data is None else data[split].evenly(limit)
     if part is not None:
         check_classes(detector, fpn.data.class_agnostic(part) if detector.proposes else part)
     if out is not None:
@@ -95,14 +91,15 @@ def bench(
     task = Task(checkpoint, "", "", str(pick_device(device)), part, train, sides, batch, repeats)
     rows = measure_all(task, wanted)
     where = about_machine(task, part)
-    print(printable(f"{checkpoint.name}: {detector.spec.model}, {detector.spec.backbone}; {where}"))
+    title = f"{checkpoint.name}: {detector.spec.model}, {detector.spec.backbone}"
+    print(printable(f"{title}; {where}"))
     print(f"\n{table(rows)}\n")
     for note in notes:
         print(f"note: {note}")
     for words in advice(rows):
         print(f"advice: {words}")
     if out is not None:
-        write(out, f"{checkpoint.name}: {detector.spec.model}, {detector.spec.backbone}", where, rows)
+        write(out, title, where, rows)
         print(f"written to {out}")
     if all(row.error for row in rows):
         raise OptionError("no backend could be measured; the table says why")

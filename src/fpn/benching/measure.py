@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +22,7 @@ from fpn.exporting.scenes import scene
 from fpn.exporting.whole import reason
 from fpn.inference.finder import Finder, finder
 from fpn.inference.tiles import accept_large_pictures
-from fpn.memory import forget_peak, peak
+from fpn.memory import most
 from fpn.model.detector import Detector
 from fpn.structures import Detections
 from fpn.weights.checkpoint import load_detector
@@ -93,19 +91,21 @@ def measure(task: Task) -> Row:
 
 
 def measured(task: Task) -> Row:
-    if load_detector(task.checkpoint).spec.tile:
+    start = time.perf_counter()
+    detector = load_detector(task.checkpoint, task.device)
+    waited = time.perf_counter() - start
+    if detector.spec.tile:
         accept_large_pictures()
     images = pictures(task)
     batch = [images[place % len(images)] for place in range(max(task.batch, len(images)))]
     calls = [batch[start : start + task.batch] for start in range(0, len(batch), task.batch)]
     start = time.perf_counter()
-    detector = load_detector(task.checkpoint, task.device)
     fast = made(task, detector)
     find = finder(fast, "auto" if isinstance(fast, Exported) else task.device, progress=False)
     found = asked(find, calls)
-    waited = time.perf_counter() - start
+    waited += time.perf_counter() - start
     del detector
-    memory = most_memory(find, calls, torch.device("cpu" if isinstance(fast, Exported) else task.device))
+    memory = most(lambda: asked(find, calls), torch.device("cpu" if isinstance(fast, Exported) else task.device))
     eager = finder(load_detector(task.checkpoint, task.device), task.device, progress=False)
     expected = asked(eager, calls)
     own, ratios = [], []
@@ -125,13 +125,13 @@ def pictures(task: Task) -> list[Tensor]:
     """Images of the data, evenly spaced, or where there are none a generated one."""
     if task.split is None:
         return [scene(task.size, seed=0)]
-    places = np.linspace(0, len(task.split) - 1, min(SHOWN, len(task.split))).round().astype(int)
-    return readable(task.split, places.tolist()) or [scene(task.size, seed=0)]
+    return readable(task.split.evenly(SHOWN)) or [scene(task.size, seed=0)]
 
 
-def readable(split: Split, places: Sequence[int]) -> list[Tensor]:
+def readable(split: Split) -> list[Tensor]:
+    """The pixels of its images, but for those that cannot be read."""
     images = []
-    for place in places:
+    for place in range(len(split)):
         try:
             images.append(read_image(split.path(place)))
         except ImageError:  # `fpn data check` names it
@@ -144,16 +144,7 @@ def made(task: Task, detector: Detector) -> Detector | Exported:
     if task.precision != "int8":
         return ready(detector, task.backend, task.precision)
     assert task.train is not None
-    places = np.linspace(0, len(task.train) - 1, min(CALIBRATION, len(task.train))).round().astype(int)
-    return as_file(detector, task.backend, "int8", readable(task.train, places.tolist()))
-
-
-def most_memory(find: Finder, calls: Sequence[Sequence[Tensor]], device: torch.device) -> float | None:
-    """MiB at once while detecting, with all else that the process holds."""
-    gc.collect()  # what exporting has left behind
-    told = forget_peak(device)
-    asked(find, calls)
-    return peak(device) / 2**20 if told else None
+    return as_file(detector, task.backend, "int8", readable(task.train.evenly(CALIBRATION)))
 
 
 def asked(find: Finder, calls: Sequence[Sequence[Tensor]]) -> list[Detections]:

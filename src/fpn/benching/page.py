@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from fpn import __version__
 from fpn.benching.measure import Row, Task
 from fpn.benching.run import advice, base_of, precision_of, table
 from fpn.data import Split
+from fpn.hardware import processor_name
 from fpn.words import counted
 from fpn.writing import replacing, write_json
 
@@ -26,13 +26,6 @@ def about_machine(task: Task, split: Split | None) -> str:
     threads = f"{counted(torch.get_num_threads(), 'thread')}"
     versions = f"fpn {__version__}, torch {torch.__version__}, torchvision {torchvision.__version__}"
     return f"{on}, batch {task.batch}; {processor}, {threads}; {versions}; {datetime.date.today()}"
-
-
-def processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def write(out: Path, title: str, where: str, rows: Sequence[Row]) -> None:

@@ -217,7 +217,7 @@ def collate(samples: Sequence[Sample | None], multiple: int = 32, square: int | 
         images[row, :, bottom:], images[row, :, :bottom, right:] = 0, 0
         boxes[row, :n], labels[row, :n], valid[row, :n] = sample.boxes, sample.labels, True
         if masks is not None and sample.masks is not None:
-            masks[row, :n, : sample.image.shape[1], : sample.image.shape[2]] = sample.masks
+            masks[row, :n, :bottom, :right] = sample.masks
     original_sizes = torch.tensor([sample.original_size for sample in kept])
     indices = torch.tensor([sample.index for sample in kept])
     given = [sample.key for sample in kept if sample.key is not None]

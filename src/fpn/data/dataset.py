@@ -123,6 +123,12 @@ class Split:
         """(M,) int64: the position of each box's image."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
+    def evenly(self, most: int) -> Split:
+        """At most so many of its images, evenly spaced."""
+        if len(self) <= most:
+            return self
+        return self.select(np.linspace(0, len(self) - 1, most).round().astype(int), self.name)
+
     def select(self, indices: np.ndarray, name: str) -> Split:
         """The split made of the given images, in the given order."""
         rows, offsets = rows_of(self.offsets, indices)

@@ -51,8 +51,6 @@ def export(
     licence
         The licence of the weights, as you want it to stand in the file.
     """
-    import numpy as np
-
     import fpn
     from fpn.errors import OptionError
     from fpn.exported import SUFFIXES
@@ -67,8 +65,7 @@ def export(
     part = None
     if data is not None:
         part = fpn.data.load(data, outlines=load_detector(checkpoint).has_masks)[split or "val"]
-        if limit is not None and limit < len(part):
-            part = part.select(np.linspace(0, len(part) - 1, limit).round().astype(int), part.name)
+        part = part if limit is None else part.evenly(limit)
     calibration, shown = (find_sources(paths or [])[0] for paths in (calibrate, images))
     name = f"{checkpoint.stem}.{precision}" if precision != "fp32" else checkpoint.stem
     folder = Path() if str(checkpoint).startswith("torchvision:") else checkpoint.parent
