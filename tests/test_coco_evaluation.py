@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from pycocotools import mask as api
-from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from test_mask_metrics import random_masks
+from test_mask_metrics import by_pycocotools, random_masks
 from test_metrics import make_results, make_split, random_case, reference
 
 from fpn.data.dataset import Split
 from fpn.evaluation import coco
 from fpn.evaluation.coco import best_of_each, box_pairs, find, mask_pairs
 from fpn.evaluation.matches import matches
-from fpn.evaluation.metrics import Results, evaluated, ground_truth, score, to_coco
+from fpn.evaluation.metrics import Results, evaluated, score
 
 LIMITS = (1, 10, 100)
 
@@ -76,17 +73,7 @@ def test_images_in_several_parts_and_pairs_in_many(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("seed", range(2))
 def test_every_number_of_masks_equals_pycocotools(seed: int) -> None:
     split, results = random_masks(seed)
-    truth, found = COCO(), COCO()
-    truth.dataset = json.loads(json.dumps(ground_truth(split)))
-    detections = json.loads(json.dumps(to_coco(split, results)))
-    for n, d in enumerate(detections, 1):
-        d |= {"id": n, "area": float(api.area(d["segmentation"])), "iscrowd": 0}
-    found.dataset = {**truth.dataset, "annotations": detections}
-    truth.createIndex()
-    found.createIndex()
-    evaluation = COCOeval(truth, found, "segm")
-    evaluation.evaluate()
-    evaluation.accumulate()
+    evaluation = by_pycocotools(split, results)
     assert_equal(split, results, evaluation, kind="segm")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,13 +53,11 @@ def random_masks(seed: int) -> tuple[Split, Results]:
     return replace(split, outlines=column.outlines()), replace(results, masks=masks)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_equals_pycocotools(seed: int) -> None:
+def by_pycocotools(split: Split, results: Results) -> Any:
+    """The evaluation of masks by pycocotools."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    split, results = random_masks(seed)
-    metrics = score(split, results)
     truth, found = COCO(), COCO()
     truth.dataset = json.loads(json.dumps(ground_truth(split)))
     detections = json.loads(json.dumps(to_coco(split, results)))
@@ -71,6 +70,14 @@ def test_equals_pycocotools(seed: int) -> None:
     evaluation = COCOeval(truth, found, "segm")
     evaluation.evaluate()
     evaluation.accumulate()
+    return evaluation
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_pycocotools(seed: int) -> None:
+    split, results = random_masks(seed)
+    metrics = score(split, results)
+    evaluation = by_pycocotools(split, results)
     evaluation.summarize()
     assert metrics.masks is not None
     np.testing.assert_allclose(list(metrics.masks.values()), evaluation.stats, atol=1e-6)
